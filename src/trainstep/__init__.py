@@ -1,0 +1,31 @@
+"""trainstep: training as a pure function, ``state, metrics = step(state, batch)``, for PyTorch.
+
+This file lists the public API; every name is documented where it is defined.
+"""
+
+from trainstep import optim as optim
+from trainstep import rng as rng
+from trainstep import schedules as schedules
+from trainstep import serialize as serialize
+from trainstep import transforms as transforms
+from trainstep import tree as tree
+from trainstep.compare import Difference as Difference
+from trainstep.compare import diff as diff
+from trainstep.compare import digest as digest
+from trainstep.compare import equal as equal
+from trainstep.grads import accumulate as accumulate
+from trainstep.grads import value_and_grad as value_and_grad
+from trainstep.losses import Loss as Loss
+from trainstep.losses import module_loss as module_loss
+from trainstep.lowering import donate as donate
+from trainstep.model import functionalize as functionalize
+from trainstep.optim.base import Optimizer as Optimizer
+from trainstep.rng import Key as Key
+from trainstep.state import TrainState as TrainState
+from trainstep.step import Step as Step
+from trainstep.step import init as init
+from trainstep.step import make_eval_step as make_eval_step
+from trainstep.step import make_step as make_step
+from trainstep.transforms import Transform as Transform
+
+__version__ = "0.1.0"

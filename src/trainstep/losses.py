@@ -1,0 +1,120 @@
+"""Losses as sums with weights, divided once, after everything was added up."""
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import evolve, field, frozen
+from torch import Tensor, nn
+
+from trainstep import rng, tree
+from trainstep.model import Functional
+from trainstep.rng import Key
+from trainstep.types import Buffers, Params
+
+
+@frozen(eq=False)
+class Loss:
+    """A loss that can be added to others: its value is ``total / weight``.
+
+    Attributes:
+        total: sum of the loss over the items of the batch; zero-dimensional, differentiable.
+        weight: how many items (samples, tokens) were summed; a number or a zero-dimensional tensor.
+        buffers: module buffers after the forward pass; None means unchanged.
+        aux: further sums over the same items, by name; reported divided by the weight.
+    """
+
+    total: Tensor
+    weight: Tensor | float = 1
+    buffers: Buffers | None = None
+    aux: dict[str, Tensor] = field(factory=dict)
+    _mean: Tensor | None = field(default=None, repr=False, kw_only=True)
+
+    @classmethod
+    def from_mean(cls, mean: Tensor, items: int, **fields: Any) -> "Loss":
+        """Make a loss from a mean over ``items`` items; alone, it is used without any rescaling."""
+        return cls(mean * items, items, **fields, mean=mean)
+
+    @property
+    def value(self) -> Tensor:
+        """The mean loss, ``total / weight``."""
+        return self.total / self.weight if self._mean is None else self._mean
+
+    @property
+    def root(self) -> tuple[Tensor, float]:
+        """The tensor to differentiate, and the factor that turns it into ``total``."""
+        if self._mean is None:
+            return self.total, 1.0
+        return self._mean, float(self.weight)
+
+
+@frozen(eq=False)
+class ModuleLoss:
+    """A pure loss function over a module; see ``module_loss``."""
+
+    apply: Functional
+    fn: Callable[[Callable[..., Any], Any], Tensor | Loss]
+
+    def __call__(
+        self,
+        params: Params,
+        buffers: Buffers,
+        batch: Any,
+        key: Key,
+        *,
+        train: bool = True,
+        donate_buffers: bool = False,
+    ) -> Loss:
+        """Return the loss of ``batch``; randomness in the module is a function of ``key``."""
+        current = buffers
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal current
+            output, current = self.apply(
+                params, current, *args, train=train, donate_buffers=donate_buffers, **kwargs
+            )
+            return output
+
+        with rng.seeded(key, {p.device for p in params.values()}):
+            result = self.fn(call, batch)
+        return _as_loss(result, batch, current)
+
+
+def module_loss(
+    module: nn.Module, fn: Callable[[Callable[..., Any], Any], Tensor | Loss]
+) -> ModuleLoss:
+    """Make a pure loss function ``loss_fn(params, buffers, batch, key) -> Loss`` from a module.
+
+    Args:
+        module: the model; it stays as it is.
+        fn: ``fn(call, batch)`` computes the loss, running the module through ``call(...)`` as often
+            as it likes. It returns a scalar, taken as the mean over the batch's leading axis, or a
+            ``Loss``.
+
+    Returns:
+        The loss function. It accepts ``train=False`` for evaluation.
+    """
+    return ModuleLoss(Functional(module), fn)
+
+
+def _as_loss(result: Any, batch: Any, buffers: Buffers) -> Loss:
+    if isinstance(result, Loss):
+        loss = result if result.buffers is not None else evolve(result, buffers=buffers)
+        if loss.total.ndim:
+            raise ValueError(_not_scalar(loss.total))
+        return loss
+    if not isinstance(result, Tensor):
+        raise TypeError(
+            "module_loss: the loss must be a zero-dimensional tensor or a trainstep.Loss, got "
+            f"{type(result).__name__}. If the model returns a record, pick its loss: "
+            'lambda call, batch: call(**batch)["loss"].'
+        )
+    if result.ndim:
+        raise ValueError(_not_scalar(result))
+    return Loss.from_mean(result, max(tree.batch_size(batch), 1), buffers=buffers)
+
+
+def _not_scalar(tensor: Tensor) -> str:
+    return (
+        f"module_loss: the loss must be zero-dimensional, got shape {tuple(tensor.shape)}. "
+        "Reduce it with .mean(), or return trainstep.Loss(total=loss.sum(), weight=count)."
+    )

@@ -1,0 +1,92 @@
+"""``TrainState``: everything that training changes, in one immutable record."""
+
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from attrs import evolve, field, frozen
+
+from trainstep import tree
+from trainstep.rng import Key
+from trainstep.types import Buffers, OptState, Params
+
+
+@frozen(eq=False, slots=False)
+class TrainState:
+    """The state of training after ``step`` updates.
+
+    Registered as a pytree: tensors are leaves, ``step`` and ``key`` are static. The record is frozen
+    and no pure function writes to its tensors; ``trainstep.donate`` consumes it instead.
+
+    Attributes:
+        step: updates done so far; a Python int, so that schedules and keys need no device read.
+        params: trainable tensors by name.
+        buffers: module buffers and frozen parameters by name.
+        opt_state: the optimizer's tensors, all there from the start.
+        key: root of all randomness in training; never changes.
+        extras: state of transforms, guards and averages, by name.
+    """
+
+    step: int
+    params: Params
+    buffers: Buffers
+    opt_state: OptState
+    key: Key
+    extras: dict[str, Any] = field(factory=dict)
+
+    def evolve(self, **changes: Any) -> "TrainState":
+        """Return a copy with some fields replaced; tensors of the others are shared."""
+        return evolve(self, **changes)
+
+
+class ConsumedState(TrainState):
+    """What a state turns into once ``trainstep.donate`` took its buffers: every use is an error."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _refuse(self, name)
+
+    def evolve(self, **changes: Any) -> NoReturn:
+        """Refuse: there is nothing left to copy."""
+        _refuse(self, "evolve")
+
+    def __repr__(self) -> str:
+        return f"<TrainState consumed at step {self.__dict__['_consumed_at']}>"
+
+
+def _refuse(state: ConsumedState, what: str) -> NoReturn:
+    raise RuntimeError(
+        f"TrainState.{what}: this state was donated at step {state.__dict__['_consumed_at']}, its "
+        "buffers now belong to the state that the donated step returned. Use that one, or call the "
+        "step without trainstep.donate() to keep both."
+    )
+
+
+def consume(state: TrainState) -> None:
+    """Take the tensors out of ``state``; whoever still holds it gets a RuntimeError on use.
+
+    The class is swapped rather than a flag tested, so that live states pay nothing for the check.
+    """
+    at = state.step
+    state.__dict__.clear()
+    state.__dict__["_consumed_at"] = at
+    object.__setattr__(state, "__class__", ConsumedState)
+
+
+def _split(state: TrainState) -> tuple[list[Any], Any]:
+    children = [state.params, state.buffers, state.opt_state, state.extras]
+    return children, (state.step, state.key)
+
+
+def _join(children: Iterable[Any], context: Any) -> TrainState:
+    params, buffers, opt_state, extras = children
+    step, key = context
+    return TrainState(step, params, buffers, opt_state, key, extras)
+
+
+def _split_consumed(state: ConsumedState) -> NoReturn:
+    _refuse(state, "leaves")
+
+
+tree.register(TrainState, ("params", "buffers", "opt_state", "extras"), _split, _join)
+tree.register(ConsumedState, (), _split_consumed, _join)
