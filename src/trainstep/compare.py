@@ -46,7 +46,7 @@ def leaf_digest(path: str, leaf: Any) -> bytes:
     sha = hashlib.sha256(head)
     if leaf.numel():
         data = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        sha.update(memoryview(data.numpy()))
+        sha.update(data.numpy().data)
     return sha.digest()
 
 

@@ -1,6 +1,12 @@
-"""What a step does about losses and gradients that are not finite, without asking the host."""
+"""What a step does about losses and gradients that are wrong, without asking the host.
 
-from typing import Any
+A guard looks at the loss and the gradient norm of a step, remembers what it needs in the state
+(``extras[name]``), and says whether the update may happen. ``make_step(on_nonfinite="skip")``,
+``trainstep.DynamicScale`` and ``trainstep.spike_guard`` are guards.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -8,6 +14,61 @@ from torch import Tensor
 from trainstep import tree
 from trainstep.losses import Loss
 from trainstep.state import TrainState
+from trainstep.types import Grads, Params
+
+
+class Verdict(NamedTuple):
+    """What a guard says about a step.
+
+    Attributes:
+        memory: what the guard remembers from now on, whether or not the update happens.
+        ok: boolean scalar on the device: may the update happen? None: always.
+        factor: scalar on the device that gradients are multiplied by; None: 1.
+    """
+
+    memory: Any
+    ok: Tensor | None = None
+    factor: Tensor | None = None
+
+
+class Guard(Protocol):
+    """The contract of a guard. All three are pure."""
+
+    @property
+    def name(self) -> str:
+        """Where its memory is kept: ``extras[name]``."""
+
+    @property
+    def skips(self) -> bool:
+        """Whether its verdicts have ``ok``."""
+
+    def init(self, params: Params) -> Any:
+        """Return the memory before the first step: a pytree of tensors."""
+
+    def judge(self, memory: Any, loss: Loss, norm: Tensor) -> Verdict:
+        """Judge a step by its loss and its gradient norm, both before the transforms."""
+
+
+def judge(
+    guards: Sequence[Guard], extras: dict[str, Any], loss: Loss, norm: Tensor
+) -> tuple[dict[str, Any], Tensor | None, Tensor | None]:
+    """Ask every guard.
+
+    Returns:
+        ``(memory, ok, factor)``: what they remember by name; whether all agree; the product of their
+        factors. None where no guard has an opinion.
+    """
+    memory: dict[str, Any] = {}
+    ok: Tensor | None = None
+    factor: Tensor | None = None
+    for guard in guards:
+        verdict = guard.judge(extras[guard.name], loss, norm)
+        memory[guard.name] = verdict.memory
+        if verdict.ok is not None:
+            ok = verdict.ok if ok is None else ok & verdict.ok.to(ok.device)
+        if verdict.factor is not None:
+            factor = verdict.factor if factor is None else factor * verdict.factor
+    return memory, ok, factor
 
 
 def require_finite(step: int, loss: Loss, norm: Tensor) -> None:
@@ -24,6 +85,14 @@ def finite(loss: Loss, norm: Tensor) -> Tensor:
     return torch.isfinite(norm) & torch.isfinite(loss.value).to(norm.device)
 
 
+def scale_(grads: Grads, factor: Tensor) -> Grads:
+    """Multiply gradients by a factor in place; a factor of 1 leaves their bits."""
+    with torch.no_grad():
+        for group in tree.by_device_and_dtype(list(grads.values())):
+            torch._foreach_mul_(group, factor.to(group[0].device))
+    return dict(grads)
+
+
 def skip_unless(ok: Tensor, new: TrainState, old: TrainState, *, in_place: bool) -> TrainState:
     """Return ``new`` where ``ok``, else ``old`` with the step counted and one more skip.
 
@@ -37,6 +106,8 @@ def skip_unless(ok: Tensor, new: TrainState, old: TrainState, *, in_place: bool)
     """
 
     def choose(after: Any, before: Any) -> Any:
+        if after is before:
+            return after
         if isinstance(after, Tensor):
             picked = torch.where(ok.to(after.device), after, before)
             return before.copy_(picked) if in_place else picked

@@ -61,7 +61,8 @@ class Functional:
         self._frozen = tuple(n for n, p in module.named_parameters() if not p.requires_grad)
         self._stateful = tuple(name for name, _ in module.named_buffers())
         self._constant = frozenset(self._frozen)
-        self._scratch = _plain_tensors(module)
+        self._scratch = _scratch(module)
+        self._recurrent = [m for m in module.modules() if isinstance(m, nn.RNNBase)]
 
     def params(self, *, copy: bool = True) -> Params:
         """Return the module's current trainable parameters, detached."""
@@ -86,6 +87,8 @@ class Functional:
         lock = _lock_of(self.module)
         lock.acquire()
         undo: list[Callable[[], Any]] = [lock.release]
+        running = _running()
+        running.append(self.module)
         try:
             self._exchange(params, buffers, undo)
             self._set_mode(train, undo)
@@ -97,7 +100,8 @@ class Functional:
                 }
             return output, buffers
         finally:
-            _put_back(self.module, undo)
+            running.pop()
+            _put_back(self.module, undo, running)
 
     def _exchange(self, params: Params, buffers: Buffers, undo: list[Callable[[], Any]]) -> None:
         slots = self._slots
@@ -105,6 +109,8 @@ class Functional:
             raise ValueError(self._describe_mismatch(params, buffers))
         old: list[tuple[Any, Any, Any]] = [(d, k, d[k]) for d, k in self._scratch]
         undo.append(lambda: _write(old))
+        for rnn in self._recurrent:  # hooks write into this list, see _scratch
+            rnn.__dict__["_flat_weights"] = list(rnn._flat_weights)
         for given in (params, buffers):
             for name, tensor in given.items():
                 if name not in slots:
@@ -170,9 +176,20 @@ def held() -> Iterator[None]:
             _run(undo)
 
 
-def _put_back(module: nn.Module, undo: list[Callable[[], Any]]) -> None:
+def _running() -> list[nn.Module]:
+    """Return the modules whose calls are under way in this thread, outermost first."""
+    if not hasattr(_local, "running"):
+        _local.running = []
+    running: list[nn.Module] = _local.running
+    return running
+
+
+def _put_back(module: nn.Module, undo: list[Callable[[], Any]], outer: list[nn.Module]) -> None:
     scope = getattr(_local, "scope", None)
-    if scope is None or module in scope:
+    # A call from inside the forward of a module that it is part of: the rest of that forward must
+    # find its own tensors again, so this one cannot wait for the end of the scope.
+    within = any(module is part for other in outer for part in other.modules())
+    if scope is None or module in scope or within:
         _run(undo)
     else:
         scope[module] = undo
@@ -196,24 +213,25 @@ def _find_slots(module: nn.Module) -> dict[str, list[Slot]]:
     slots: dict[str, list[Slot]] = {name: [] for name in names.values()}
     for submodule in module.modules():
         for container in (submodule._parameters, submodule._buffers):
-            for key, tensor in container.items():
-                if tensor is not None:
-                    slots[names[id(tensor)]].append((container, key))
-        if isinstance(submodule, nn.RNNBase):  # its forward reads this list, not the dict
-            for index, tensor in enumerate(submodule._flat_weights):
-                if tensor is not None and id(tensor) in names:
-                    slots[names[id(tensor)]].append((submodule._flat_weights, index))
+            for key, held_tensor in container.items():
+                if held_tensor is not None:
+                    slots[names[id(held_tensor)]].append((container, key))
     return slots
 
 
-def _plain_tensors(module: nn.Module) -> list[Slot]:
-    """Find tensors kept as plain attributes, which hooks such as weight_norm's overwrite."""
-    return [
-        (submodule.__dict__, name)
-        for submodule in module.modules()
-        for name, value in submodule.__dict__.items()
-        if isinstance(value, Tensor)
-    ]
+def _scratch(module: nn.Module) -> list[Slot]:
+    """Find attributes that a call overwrites although they are neither parameters nor buffers.
+
+    These are tensors kept as plain attributes (the hook of weight_norm sets one), and the lists of
+    weights that recurrent modules derive again when they see other parameters.
+    """
+    slots: list[Slot] = []
+    for submodule in module.modules():
+        kept = submodule.__dict__
+        slots += [(kept, name) for name, value in kept.items() if isinstance(value, Tensor)]
+        if isinstance(submodule, nn.RNNBase):
+            slots += [(kept, "_flat_weights"), (kept, "_flat_weight_refs")]
+    return slots
 
 
 def _lock_of(module: nn.Module) -> "threading.RLock":

@@ -5,6 +5,7 @@ draw can be repeated from its coordinates alone. ``seeded`` lends a key to code 
 PyTorch's global generators (``F.dropout`` takes no generator) and gives them back untouched.
 """
 
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,6 +13,8 @@ import torch
 from attrs import frozen
 
 _MASK = (1 << 64) - 1
+
+_turn = threading.RLock()  # the global generators belong to the whole process
 
 
 def mix(value: int) -> int:
@@ -36,7 +39,8 @@ class Key:
         """Derive a key from integers; the order matters: ``fold_in(a, b)``, not ``fold_in(b, a)``."""
         bits = self.bits
         for value in data:
-            bits = mix(bits ^ mix(int(value) & _MASK))
+            # The inner mix keeps (key a, value b) apart from (key b, value a).
+            bits = mix(mix(bits) ^ (int(value) & _MASK))
         return Key(bits)
 
     def split(self, n: int = 2) -> "tuple[Key, ...]":
@@ -83,7 +87,8 @@ class seeded:
         key: what to seed with. The CPU generator (a Mersenne twister) uses the low 32 bits.
         devices: devices whose generators the code inside may use, besides the CPU's.
 
-    Python's ``random`` and NumPy are left alone: a loss that draws from them is not pure.
+    Threads take turns, because the generators are those of the whole process. Python's ``random`` and
+    NumPy are left alone: a loss that draws from them is not pure.
     """
 
     __slots__ = ("_devices", "_key", "_saved")
@@ -94,12 +99,23 @@ class seeded:
         self._saved: list[tuple[torch.Generator, torch.Tensor]] = []
 
     def __enter__(self) -> "seeded":
-        for gen in default_generators(self._devices):
-            self._saved.append((gen, gen.get_state()))
-            gen.manual_seed(self._key.bits)
+        _turn.acquire()
+        try:
+            for gen in default_generators(self._devices):
+                self._saved.append((gen, gen.get_state()))
+                gen.manual_seed(self._key.bits)
+        except BaseException:
+            self._restore()
+            raise
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        while self._saved:
-            gen, state = self._saved.pop()
-            gen.set_state(state)
+        self._restore()
+
+    def _restore(self) -> None:
+        try:
+            while self._saved:
+                gen, state = self._saved.pop()
+                gen.set_state(state)
+        finally:
+            _turn.release()

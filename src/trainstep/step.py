@@ -13,6 +13,7 @@ from trainstep.grads import accumulate
 from trainstep.losses import Loss
 from trainstep.model import Functional
 from trainstep.optim.base import Optimizer
+from trainstep.rng import Key
 from trainstep.rng import key as make_key
 from trainstep.state import TrainState, consume
 from trainstep.transforms import Context, Transform
@@ -44,10 +45,14 @@ class Step:
             state.params,
             state.buffers,
             batches,
-            state.key.fold_in(state.step, _LOSS),
+            self.loss_key(state),
             donate_buffers=self.donates and self.on_nonfinite != "skip",
         )
         return self.update(state, loss, grads)
+
+    def loss_key(self, state: TrainState) -> Key:
+        """Return the key of this step's loss; micro-batch ``i`` uses its ``fold_in(i)``."""
+        return state.key.fold_in(state.step, _LOSS)
 
     def update(self, state: TrainState, loss: Loss, grads: Grads) -> tuple[TrainState, Metrics]:
         """Finish a step whose gradients are known: transforms, optimizer, guards, metrics."""
@@ -197,7 +202,7 @@ def split_batch(batch: Any, n: int | Literal["iter"]) -> Iterable[Any]:
         ValueError: if leading axes differ, or are shorter than ``n``.
     """
     if n == "iter":
-        return batch  # type: ignore[no-any-return]
+        return batch
     if n == 1:
         return [batch]
     leaves, spec = tree.flatten(batch)

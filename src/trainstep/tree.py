@@ -3,7 +3,7 @@
 PyTorch has no public pytree module; this file is the only one that touches ``torch.utils._pytree``.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -75,7 +75,7 @@ def batch_size(batch: PyTree) -> int:
     Returns:
         The leading length of the first tensor with at least one axis; 1 if there is none.
     """
-    if isinstance(batch, dict):  # avoids a full flatten for the usual dict of tensors
+    if isinstance(batch, Mapping):  # no full flatten for a dict; others are no pytree nodes
         for value in batch.values():
             if isinstance(value, Tensor) and value.ndim:
                 return value.shape[0]

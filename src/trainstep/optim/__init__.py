@@ -1,8 +1,30 @@
 """Optimizers as functions of (params, grads, opt_state, hyper)."""
 
+from trainstep.optim.adafactor import adafactor as adafactor
+from trainstep.optim.adagrad import adagrad as adagrad
 from trainstep.optim.adam import adam as adam
 from trainstep.optim.adam import adamw as adamw
+from trainstep.optim.algebra import freeze as freeze
+from trainstep.optim.algebra import masked as masked
 from trainstep.optim.algebra import partition as partition
 from trainstep.optim.base import Optimizer as Optimizer
 from trainstep.optim.bridge import from_torch as from_torch
+from trainstep.optim.chain import chain as chain
+from trainstep.optim.ema import ema as ema
+from trainstep.optim.ema import ema_params as ema_params
+from trainstep.optim.lamb import lamb as lamb
+from trainstep.optim.lion import lion as lion
+from trainstep.optim.lookahead import lookahead as lookahead
+from trainstep.optim.muon import matrices as matrices
+from trainstep.optim.muon import muon as muon
+from trainstep.optim.nadam import nadam as nadam
+from trainstep.optim.radam import radam as radam
+from trainstep.optim.rates import depth_from_top as depth_from_top
+from trainstep.optim.rates import layerwise_decay as layerwise_decay
+from trainstep.optim.rates import scaled as scaled
+from trainstep.optim.rates import scheduled as scheduled
+from trainstep.optim.rmsprop import rmsprop as rmsprop
+from trainstep.optim.schedule_free import schedule_free_adamw as schedule_free_adamw
+from trainstep.optim.schedule_free import schedule_free_params as schedule_free_params
+from trainstep.optim.schedule_free import schedule_free_sgd as schedule_free_sgd
 from trainstep.optim.sgd import sgd as sgd

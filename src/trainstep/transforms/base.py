@@ -1,8 +1,4 @@
-"""Gradient transformations: what happens to gradients between the loss and the optimizer.
-
-Each is a pair of functions, as in optax: ``init(params) -> state`` and
-``update(grads, state, params, context) -> (grads, state)``. ``make_step`` applies them in the order given.
-"""
+"""The contract of a gradient transformation, and what a step tells it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,6 +20,8 @@ class Context:
         step: updates done before this one.
         key: randomness of this update's transforms.
         owned: the gradients belong to the step and may be overwritten to save a copy.
+        donated: the same for the transform's own state.
+        weight: how many items the gradients are a mean over; a number or a zero-dimensional tensor.
         norm: the global norm of ``measured``, if somebody computed it already.
         measured: the gradients that ``norm`` belongs to.
     """
@@ -33,6 +31,8 @@ class Context:
     owned: bool = False
     norm: Tensor | None = None
     measured: Grads | None = None
+    donated: bool = field(default=False, kw_only=True)
+    weight: Tensor | float = field(default=1.0, kw_only=True)
 
     def global_norm(self, grads: Grads) -> Tensor:
         """Return the global norm of ``grads``, computed once however many ask for it."""
@@ -45,7 +45,8 @@ class Context:
 Update = Callable[[Grads, Any, Params, Context], tuple[Grads, Any]]
 
 
-def _no_state(params: Params) -> Any:
+def no_state(params: Params) -> Any:
+    """Return ``()``: the state of a transform that keeps nothing."""
     return ()
 
 
@@ -56,12 +57,16 @@ class Transform:
     Attributes:
         name: for messages and for paths in checkpoints.
         init: ``init(params) -> state``, a pytree of tensors; ``()`` if it keeps nothing.
-        fn: ``fn(grads, state, params, context) -> (grads, state)``.
+        fn: ``fn(grads, state, params, context) -> (grads, state)``. Returning no gradients at all,
+            ``{}``, holds the update: later transforms and the optimizer are not run on this call.
+        period: after how many calls the host does the same again. 1: what it does is the same on
+            every call, so a recorded step can hold it; None: every call differs.
     """
 
     name: str
     fn: Update = field(repr=False)
-    init: Callable[[Params], Any] = field(default=_no_state, repr=False)
+    init: Callable[[Params], Any] = field(default=no_state, repr=False)
+    period: int | None = field(default=1, kw_only=True)
 
     def update(
         self, grads: Grads, state: Any, params: Params, context: Context | None = None
@@ -71,29 +76,17 @@ class Transform:
             return self.fn(grads, state, params, context or Context())
 
 
-def clip_by_global_norm(max_norm: float) -> Transform:
-    """Scale all gradients down so that their joint Euclidean norm is at most ``max_norm``.
+def own(grads: Grads, context: Context) -> Grads:
+    """Return gradients that may be overwritten: copies, unless they are the step's own.
 
-    The factor is ``min(1, max_norm / (norm + 1e-6))``, with the bits of
-    ``torch.nn.utils.clip_grad_norm_`` (Pascanu et al., 2013). No host sync.
-
-    Raises:
-        ValueError: if ``max_norm`` is not above 0.
+    The dict is always a new one, so that a norm measured before is not taken for the norm of these.
     """
-    if not max_norm > 0:
-        raise ValueError(f"transforms.clip_by_global_norm: max_norm must be above 0: {max_norm}")
-
-    def update(grads: Grads, state: Any, params: Params, context: Context) -> tuple[Grads, Any]:
-        factor = torch.clamp(max_norm / (context.global_norm(grads) + 1e-6), max=1.0)
-        return _scale(grads, factor, context.owned), state
-
-    return Transform("clip_by_global_norm", update)
+    return dict(grads) if context.owned else {n: g.clone() for n, g in grads.items()}
 
 
-def _scale(grads: Grads, factor: Tensor, in_place: bool) -> Grads:
-    if not in_place:
-        grads = {n: g.clone() for n, g in grads.items()}
-    for group in tree.by_device_and_dtype(list(grads.values())):
-        torch._foreach_mul_(group, factor.to(group[0].device))
-    # A new dict, so that a norm measured before is not taken for the norm of these.
-    return dict(grads)
+def groups(grads: Grads) -> list[list[str]]:
+    """Split names into runs of one device and dtype, which multi-tensor kernels need."""
+    runs: dict[Any, list[str]] = {}
+    for name, grad in grads.items():
+        runs.setdefault((grad.device, grad.dtype), []).append(name)
+    return list(runs.values())

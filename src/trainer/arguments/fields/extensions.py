@@ -1,0 +1,53 @@
+"""Fields that the Hugging Face arguments do not have."""
+
+import os
+from dataclasses import dataclass
+
+from .option import option
+
+CHECKPOINT_FORMATS = ("safe", "hf")
+CHECKPOINT_FORMAT_VARIABLE = "TRAINER_CHECKPOINT_FORMAT"
+
+
+def default_checkpoint_format() -> str:
+    """Return the format named by ``TRAINER_CHECKPOINT_FORMAT``, or ``"safe"`` if it is unset.
+
+    Raises:
+        ValueError: The variable names no format.
+    """
+    value = os.environ.get(CHECKPOINT_FORMAT_VARIABLE) or "safe"
+    if value not in CHECKPOINT_FORMATS:
+        raise ValueError(
+            f"The environment variable {CHECKPOINT_FORMAT_VARIABLE} must be one of "
+            f"{', '.join(map(repr, CHECKPOINT_FORMATS))}, got {value!r}."
+        )
+    return value
+
+
+@dataclass(repr=False)
+class ExtensionFields:
+    """Execution, reproducibility and checkpoint format."""
+
+    capture: str = option(
+        "auto",
+        "Record the step in a CUDA graph where the run allows it (auto), or never (off).",
+        choices=("auto", "off"),
+    )
+    exact_reduction: bool = option(
+        False, "Sum gradients in a fixed order: the same bits on 1, 2, 4 or 8 processes."
+    )
+    on_nonfinite: str = option(
+        "ignore",
+        "What to do with an update that has NaN or infinite gradients. It is always counted.",
+        choices=("ignore", "skip", "raise"),
+    )
+    async_save: bool = option(False, "Write checkpoints in the background while training goes on.")
+    checkpoint_format: str = option(
+        help="File names of checkpoints: safe (verified, no pickle) or hf (those of Hugging Face). "
+        "The environment variable TRAINER_CHECKPOINT_FORMAT sets the default.",
+        factory=default_checkpoint_format,
+        choices=CHECKPOINT_FORMATS,
+    )
+    log_digest_steps: int = option(
+        0, "Log a digest of the training state every so many steps; 0 logs none."
+    )

@@ -1,0 +1,32 @@
+"""Checkpoints: written whole or not at all, verified when read, rotated only when safe.
+
+``save`` writes ``checkpoint-<step>`` from ``Contents``, ``load`` reads one back as ``Loaded``, ``newest``
+finds the one to resume from. No pickle anywhere. ``BackgroundWriter`` saves beside training.
+"""
+
+from trainer.checkpoint import host_rng
+from trainer.checkpoint.background import BackgroundWriter
+from trainer.checkpoint.contents import Contents
+from trainer.checkpoint.errors import CheckpointError
+from trainer.checkpoint.layout import checkpoint_dir, list_checkpoints
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.reader import Loaded, load, newest, verify
+from trainer.checkpoint.rotation import rotate
+from trainer.checkpoint.writer import save, tidy
+
+__all__ = [
+    "BackgroundWriter",
+    "CheckpointError",
+    "Contents",
+    "Loaded",
+    "Manifest",
+    "checkpoint_dir",
+    "host_rng",
+    "list_checkpoints",
+    "load",
+    "newest",
+    "rotate",
+    "save",
+    "tidy",
+    "verify",
+]

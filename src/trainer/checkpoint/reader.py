@@ -1,0 +1,139 @@
+"""Reading checkpoints: every byte that is read is checked against the manifest on the way."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from trainer.checkpoint.errors import CheckpointError
+from trainer.checkpoint.layout import (
+    ARGUMENTS,
+    MANIFEST,
+    TRAIN_STATE,
+    TRAINER_STATE,
+    host_rng_rank,
+    list_checkpoints,
+    siblings,
+    step_of,
+)
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.scan import Scan
+from trainstep.serialize import from_flat
+from trainstep.state import TrainState
+
+_MAX_SHOWN = 8
+"""Problems that a message lists; the rest is counted."""
+
+
+@frozen(eq=False)
+class Loaded:
+    """A checkpoint that was read and verified.
+
+    Attributes:
+        path: its folder.
+        state: the state of training; None if only the model was saved.
+        position: where the data stood.
+        trainer_state: the text of ``trainer_state.json``.
+        arguments: the arguments of the training that wrote it.
+        host_rng: the random state of each rank's host.
+        manifest: what it consists of; ``manifest.step`` is its step.
+    """
+
+    path: Path
+    state: TrainState | None
+    position: dict[str, Any]
+    trainer_state: str
+    arguments: dict[str, Any]
+    host_rng: dict[int, dict[str, Any]]
+    manifest: Manifest
+
+
+def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Loaded:
+    """Read a checkpoint once, verifying all of it; the state's tensors are put on ``device``.
+
+    Raises:
+        CheckpointError: if anything is missing or is not what was written, with everything found.
+    """
+    path = Path(path)
+    scan = Scan(path, keep=True)
+    problems = scan.run()
+    if problems:
+        raise CheckpointError(
+            f"{path}: the checkpoint cannot be used:\n  " + "\n  ".join(_shorten(problems)) + "\n"
+            "Resume from another one (newest(folder) finds it), or restore this one from a copy"
+        )
+    assert scan.manifest is not None
+    train_state = json.loads(scan.texts[TRAIN_STATE])
+    state = None
+    if train_state["state"] is not None:
+        tensors = {leaf: tensor.to(device) for leaf, tensor in scan.tensors.items()}
+        state = _rebuild(path, tensors, train_state["state"])
+    ranks = {rank: name for name in scan.texts if (rank := host_rng_rank(name)) is not None}
+    return Loaded(
+        path=path,
+        state=state,
+        position=train_state["position"],
+        trainer_state=scan.texts[TRAINER_STATE].decode(),
+        arguments=json.loads(scan.texts[ARGUMENTS]),
+        host_rng={rank: json.loads(scan.texts[ranks[rank]]) for rank in sorted(ranks)},
+        manifest=scan.manifest,
+    )
+
+
+def verify(path: str | os.PathLike[str]) -> list[str]:
+    """Read a whole checkpoint and return what is wrong with it, in words; nothing if it is fine.
+
+    Checked are the manifest, the presence, size and SHA-256 of every file, the digest of every leaf of
+    the state, and that the folder is named after the step that it holds. Other files in the folder are
+    not looked at.
+    """
+    path = Path(path)
+    scan = Scan(path, keep=False)
+    problems = scan.run()
+    named = step_of(path)
+    if scan.manifest is not None and named not in (None, scan.manifest.step):
+        problems.append(f"{path.name}: it holds step {scan.manifest.step}; the folder was renamed")
+    return problems
+
+
+def newest(root: str | os.PathLike[str]) -> tuple[Path | None, list[tuple[Path, str]]]:
+    """Return the checkpoint of the highest step that verifies, and those passed over with the reason.
+
+    Nothing is changed on the disk, so several processes may ask at once. If a save was killed while
+    it replaced a checkpoint, the one that it had set aside is found under its hidden name
+    ``.old-checkpoint-<step>-<process>``.
+    """
+    skipped: list[tuple[Path, str]] = []
+    for path in _candidates(Path(root)):
+        problems = verify(path)
+        if not problems:
+            return path, skipped
+        skipped.append((path, "; ".join(_shorten(problems))))
+    return None, skipped
+
+
+def _rebuild(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> TrainState:
+    try:
+        return from_flat(tensors, metadata)
+    except ValueError as error:  # written by another version of the core
+        raise CheckpointError(
+            f"{path / TRAIN_STATE}: {error}. Resume with the version of trainstep in {MANIFEST}"
+        ) from error
+
+
+def _candidates(root: Path) -> list[Path]:
+    """Return what may be resumed from, best first: by step, set-aside ones behind their successors."""
+    found = [(step_of(path) or 0, 1, path) for path in list_checkpoints(root)]
+    found += [
+        (sibling.step, 0, sibling.path) for sibling in siblings(root) if sibling.kind == "old"
+    ]
+    return [path for _, _, path in sorted(found, reverse=True)]
+
+
+def _shorten(problems: list[str]) -> list[str]:
+    more = len(problems) - _MAX_SHOWN
+    return problems if more <= 0 else [*problems[:_MAX_SHOWN], f"and {more} more"]

@@ -1,0 +1,245 @@
+"""``save``: one checkpoint, complete or not there at all.
+
+Everything is written into a hidden sibling of the checkpoint, brought to the disk, and renamed. At no
+instant, killed or out of power, is there less than was complete before.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from attrs import define
+from safetensors import SafetensorError
+from torch import Tensor
+
+from trainer.checkpoint import io
+from trainer.checkpoint.contents import Contents
+from trainer.checkpoint.errors import CheckpointError
+from trainer.checkpoint.hashing import Hashing, Workers, new_sha
+from trainer.checkpoint.layout import (
+    ARGUMENTS,
+    MANIFEST,
+    TRAIN_STATE,
+    TRAINER_STATE,
+    checkpoint_dir,
+    host_rng_name,
+    sibling_dir,
+    siblings,
+)
+from trainer.checkpoint.manifest import File, Manifest, to_json
+from trainer.checkpoint.weights import Stored, absorb_model, write_rest
+from trainstep import tree
+from trainstep.serialize import to_flat
+
+_SLACK = 1 << 16
+"""Bytes allowed for headers, the manifest and the model's configuration."""
+
+
+def save(root: str | os.PathLike[str], step: int, contents: Contents) -> Path:
+    """Write ``root/checkpoint-<step>``, replacing one that is there; return its path.
+
+    The same contents give the same bytes. Remains of saves that were killed are removed first.
+
+    Raises:
+        CheckpointError: if there is too little space, the disk refuses, or the contents cannot be
+            stored. What was in ``root`` before is then still there. Whether training can go on
+            without this checkpoint is the caller's to decide.
+    """
+    root = Path(root)
+    final, temporary = checkpoint_dir(root, step), sibling_dir(root, "tmp", step)
+    prepared = _prepare(contents)
+    with _disk_errors(final):
+        root.mkdir(parents=True, exist_ok=True)
+        tidy(root, step)
+        _check_space(root, prepared.needed)
+        try:
+            _write(temporary, step, contents, prepared)
+            _publish(temporary, final, step)
+        except BaseException:
+            with suppress(OSError):
+                io.remove_tree(temporary)
+            raise
+    return final
+
+
+def tidy(root: Path, step: int) -> None:
+    """Remove what killed saves and rotations left in ``root``, and put back what one set aside.
+
+    Touches the hidden folders of processes that are gone, and those of ``step`` whoever's they are.
+    What cannot be removed stays.
+    """
+    for sibling in siblings(root):
+        mine = sibling.pid == os.getpid() or not _alive(sibling.pid)
+        with suppress(OSError):
+            if sibling.kind != "old":
+                if sibling.step == step or not _alive(sibling.pid):
+                    io.remove_tree(sibling.path)
+            elif mine and not (place := checkpoint_dir(root, sibling.step)).exists():
+                io.rename(sibling.path, place)  # killed between the two renames of _publish
+            elif mine and (place / MANIFEST).exists():
+                io.remove_tree(sibling.path)
+
+
+@define
+class _Prepared:
+    """What is known before anything is written: files by name, leaves by path, bytes in all."""
+
+    files: dict[str, bytes]
+    leaves: dict[str, Tensor]
+    train_state: dict[str, Any]
+    needed: int
+
+
+def _prepare(contents: Contents) -> _Prepared:
+    """Turn all but the tensors into bytes, so that what JSON refuses is refused before writing."""
+    files = {TRAINER_STATE: contents.trainer_state.encode()}
+    parts: dict[str, Any] = {ARGUMENTS: contents.arguments}
+    parts |= {host_rng_name(rank): state for rank, state in contents.host_rng.items()}
+    leaves: dict[str, Tensor] = {}
+    metadata = None
+    for name, value in parts.items():
+        files[name] = _json(name, value)
+    _json(f"{TRAIN_STATE} (data position)", contents.position)
+    if contents.state is not None:
+        leaves, metadata = to_flat(contents.state)
+        _check_leaves(leaves, sum(isinstance(x, Tensor) for x in tree.leaves(contents.state)))
+    weighed = leaves or contents.model_tensors or {}
+    needed = sum(t.numel() * t.element_size() for t in weighed.values()) + _SLACK
+    needed += sum(len(text) for text in files.values())
+    return _Prepared(files, leaves, {"state": metadata, "position": contents.position}, needed)
+
+
+def _json(name: str, value: Any) -> bytes:
+    try:
+        return to_json(value)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{name}: not a JSON value: {error}; nothing was written. Use numbers, strings, lists and "
+            "dicts with string keys"
+        ) from error
+
+
+def _check_leaves(leaves: dict[str, Tensor], count: int) -> None:
+    if len(leaves) != count:
+        raise CheckpointError(
+            f"the state holds {count} tensors but only {len(leaves)} different paths: two names that "
+            "differ by a slash collide; rename one"
+        )
+    for path, tensor in leaves.items():
+        if hasattr(tensor, "placements") or tensor.is_sparse or tensor.device.type == "meta":
+            raise CheckpointError(
+                f"{path}: a {type(tensor).__name__} on {tensor.device} ({tensor.layout}), expected "
+                "a whole dense tensor; gather it before saving"
+            )
+
+
+def _check_space(root: Path, needed: int) -> None:
+    free = io.free_bytes(root)
+    if free < needed:
+        raise CheckpointError(
+            f"{root}: saving needs about {needed} bytes, {free} are free; nothing was written. Free "
+            "some space, lower save_total_limit, or use save_only_model"
+        )
+
+
+def _write(folder: Path, step: int, contents: Contents, prepared: _Prepared) -> None:
+    io.make_folder(folder)
+    contents.put_model(folder)
+    with closing(Workers(1)) as syncing, Hashing() as hashing:
+        stored = _absorb(folder, prepared, hashing, syncing)
+        if contents.state is not None:
+            write_rest(folder, prepared.leaves, stored, hashing)
+        where = {"where": stored.where, "raw": stored.raw}
+        files = {**prepared.files, TRAIN_STATE: to_json({**prepared.train_state, **where})}
+        for name, data in files.items():
+            stored.shas[name] = _put(folder / name, data, hashing)
+        hashing.join()
+        syncing.join()
+        digests = hashing.leaves
+    manifest = Manifest(
+        step=step,
+        world_size=contents.world_size,
+        files={n: File((folder / n).stat().st_size, s.hexdigest()) for n, s in stored.shas.items()},
+        leaves=digests,
+    )
+    with io.create(folder / MANIFEST) as file:
+        io.write(file, manifest.render())
+        io.sync_open(file)
+    for inner in [path for path in sorted(folder.rglob("*")) if path.is_dir()]:
+        io.sync_folder(inner)
+    io.sync_folder(folder)
+
+
+def _absorb(folder: Path, prepared: _Prepared, hashing: Hashing, syncing: Workers) -> Stored:
+    try:
+        return absorb_model(folder, prepared.leaves, hashing, syncing)
+    except ValueError as error:
+        raise CheckpointError(
+            f"write_model left a file that is not in the safetensors format: {error}"
+        ) from error
+
+
+def _put(path: Path, data: bytes, hashing: Hashing) -> Any:
+    sha = new_sha()
+    with io.create(path) as file:
+        io.write(file, data)
+        io.sync_open(file)
+    hashing.update(sha, data)
+    return sha
+
+
+def _publish(temporary: Path, final: Path, step: int) -> None:
+    """Put the finished folder in its place; the one that is there stays until the new one is safe."""
+    old = sibling_dir(final.parent, "old", step)
+    # An old one that is still there is the good one (see tidy); what has its place is not.
+    aside = sibling_dir(final.parent, "gone", step) if old.exists() else old
+    replaces = final.exists()
+    if replaces:
+        io.rename(final, aside)
+    try:
+        io.rename(temporary, final)
+    except BaseException:
+        if replaces:
+            with suppress(OSError):
+                io.rename(aside, final)
+        raise
+    io.sync_folder(final.parent)
+    for path in (aside, old):
+        with suppress(OSError):
+            io.remove_tree(path)
+
+
+def _alive(pid: int) -> bool:
+    """Tell whether a process of this machine has that number; True where that cannot be asked."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+@contextmanager
+def _disk_errors(final: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{final}: it could not be written: {error}. {_advice(error)} Checkpoints that were there "
+            "before still are"
+        ) from error
+
+
+def _advice(error: Exception) -> str:
+    code = error.errno if isinstance(error, OSError) else None
+    if code in (errno.ENOSPC, errno.EDQUOT):
+        return "Free some space or lower save_total_limit."
+    if code in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "Make the folder writable or choose another output_dir."
+    return "Check the disk and the message above."

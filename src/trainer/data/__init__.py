@@ -1,0 +1,1 @@
+"""Data: order, seeding, loaders and collators."""

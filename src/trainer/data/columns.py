@@ -1,0 +1,47 @@
+"""Leaving out columns that the model does not take."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+_LABELS = ("label", "label_ids", "labels")
+
+
+def keep_columns(dataset: Any, signature: list[str], what: str) -> Any:
+    """Drop the columns of a ``datasets.Dataset`` that are neither in ``signature`` nor labels.
+
+    Other datasets are returned as they are; see ``filtering_collator``.
+
+    Raises:
+        ValueError: if no column is left.
+    """
+    names = getattr(dataset, "column_names", None)
+    if not isinstance(names, list) or not hasattr(dataset, "remove_columns"):
+        return dataset
+    kept = {*signature, *_LABELS}
+    ignored = [name for name in names if name not in kept]
+    if names and len(ignored) == len(names):
+        raise ValueError(
+            f"none of the {what} dataset's columns ({', '.join(names)}) is a parameter of the model's "
+            f"forward ({', '.join(signature)}). Rename the columns, or set "
+            "remove_unused_columns=False to pass all of them."
+        )
+    if ignored:
+        logger.info("The %s data's columns %s are not used.", what, ", ".join(ignored))
+    return dataset.remove_columns(ignored) if ignored else dataset
+
+
+class FilteringCollator:
+    """Drops unused keys from samples that are dicts, then collates; picklable, for workers."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], signature: list[str]) -> None:
+        self.collate = collate
+        self.kept = frozenset((*signature, *_LABELS))
+
+    def __call__(self, samples: list[Any]) -> Any:
+        """Collate the samples without the keys that the model does not take."""
+        if samples and isinstance(samples[0], Mapping) and not self.kept >= samples[0].keys():
+            samples = [{k: v for k, v in s.items() if k in self.kept} for s in samples]
+        return self.collate(samples)

@@ -1,0 +1,115 @@
+"""Loaders whose batches are a function of (seed, epoch, position)."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from trainer.data.lengths import sample_lengths
+from trainer.data.order import LengthGrouped, Order, Permutation, Sequential
+from trainer.data.sampler import GlobalBatchSampler
+from trainer.data.seeding import SeededCollator, SeededDataset, WorkerInit
+from trainer.plan import length_of
+
+logger = logging.getLogger(__name__)
+
+Collate = Callable[[list[Any]], Any]
+
+
+def train_order(args: Any, dataset: Any, processing_class: Any = None) -> Order:
+    """Return the order in which ``args`` ask for the samples of a sized dataset.
+
+    The default is the permutation that the Hugging Face Trainer would use, seeded ``data_seed`` (or
+    ``seed``) + epoch.
+    """
+    seed = args.seed if args.data_seed is None else args.data_seed
+    strategy = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
+    if strategy == "sequential":
+        return Sequential(len(dataset))
+    if strategy == "group_by_length":
+        names = getattr(processing_class, "model_input_names", None) or ["input_ids"]
+        lengths = sample_lengths(
+            dataset, length_column=args.length_column_name, input_name=names[0]
+        )
+        window = args.train_batch_size * args.gradient_accumulation_steps
+        return LengthGrouped(lengths, window, seed)
+    return Permutation(len(dataset), seed)
+
+
+def make_loader(
+    dataset: Any,
+    collate: Collate,
+    args: Any,
+    *,
+    batch_size: int,
+    order: Order | None,
+) -> DataLoader[Any]:
+    """Build a loader.
+
+    Args:
+        dataset: map-style or iterable.
+        collate: makes a batch from a list of samples.
+        args: supplies seed, workers, pinning and ``dataloader_drop_last``.
+        batch_size: samples in a batch.
+        order: the order of a map-style dataset; None for an iterable one, which has its own.
+
+    Each sample of a map-style dataset is fetched with Python, NumPy and PyTorch seeded from (seed,
+    epoch, index), so random augmentation does not depend on workers, prefetching or resuming.
+    """
+    seed = args.seed if args.data_seed is None else args.data_seed
+    options: dict[str, Any] = {
+        "num_workers": args.dataloader_num_workers,
+        "pin_memory": bool(args.dataloader_pin_memory) and torch.cuda.is_available(),
+        "persistent_workers": args.dataloader_persistent_workers,
+        "worker_init_fn": WorkerInit(seed),
+        "generator": torch.Generator(),  # else each pass would draw from the global one
+    }
+    if args.dataloader_num_workers > 0:
+        options["prefetch_factor"] = args.dataloader_prefetch_factor
+    if order is None:
+        drop_last = args.dataloader_drop_last
+        return DataLoader(dataset, batch_size, collate_fn=collate, drop_last=drop_last, **options)
+    sampler = GlobalBatchSampler(order, batch_size, drop_last=args.dataloader_drop_last)
+    return DataLoader(
+        SeededDataset(dataset, seed),
+        batch_sampler=sampler,
+        collate_fn=SeededCollator(collate),
+        **options,
+    )
+
+
+def is_iterable(dataset: Any) -> bool:
+    """Tell whether a dataset has no samples by index, so that it brings its own order."""
+    return isinstance(dataset, IterableDataset) or not (
+        hasattr(dataset, "__getitem__") and length_of(dataset) is not None
+    )
+
+
+def batches_from(loader: Iterable[Any], epoch: int, skip: int) -> Iterator[Any]:
+    """Iterate over the batches of ``epoch``, beginning with number ``skip``.
+
+    Our own loaders seek without reading anything. Others are asked to ``set_epoch`` and the batches
+    to skip are produced and dropped, with a warning.
+    """
+    sampler = getattr(loader, "batch_sampler", None)
+    if isinstance(sampler, GlobalBatchSampler):
+        sampler.set_position(epoch, skip)
+        yield from loader
+        return
+    for owner in (loader, sampler, getattr(loader, "sampler", None), getattr(loader, "dataset", 0)):
+        if hasattr(owner, "set_epoch"):
+            owner.set_epoch(epoch)
+            break
+    iterator = iter(loader)
+    if skip:
+        logger.warning(
+            "The training data cannot seek: %d batches are read again and dropped to reach the "
+            "position of the checkpoint.",
+            skip,
+        )
+        for _ in islice(iterator, skip):
+            pass
+    yield from iterator

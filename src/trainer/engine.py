@@ -1,0 +1,57 @@
+"""How gradients come about in a single process."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+from trainstep.types import Grads
+
+from trainer import modeling
+
+
+class LocalEngine:
+    """Gradients through the live module, whose parameters share storage with the train state.
+
+    The module's own parameters are the leaves of the graph: hooks, overridden ``training_step`` methods
+    and callbacks that look at ``.grad`` find what they expect, and nothing is exchanged or copied.
+    """
+
+    def __init__(self, trainer: Any, names: list[str]) -> None:
+        parameters = dict(modeling.unwrap(trainer.model).named_parameters())
+        self._trainer = trainer
+        self._parameters = [(name, parameters[name]) for name in names]
+
+    def backward(self, batch: Any, items: Any, window: int) -> Tensor:
+        """Run ``training_step`` on one micro-batch."""
+        trainer = self._trainer
+        trainer.current_gradient_accumulation_steps = window
+        try:
+            return trainer.training_step(trainer.model, batch, items)  # type: ignore[no-any-return]
+        except Exception as error:
+            error.add_note(
+                f"while training on the batch {describe(batch)} at step {trainer.state.global_step}"
+            )
+            raise
+
+    def collect(self) -> Grads:
+        """Take the gradients off the parameters. Those that were not reached have none."""
+        grads = {n: p.grad for n, p in self._parameters if p.grad is not None}
+        for _, parameter in self._parameters:
+            parameter.grad = None
+        if not grads:
+            raise ValueError(
+                "no parameter received a gradient. training_step must call backward on a loss that "
+                "depends on the model's output, outside torch.no_grad()."
+            )
+        return grads
+
+
+def describe(batch: Any) -> str:
+    """Describe a batch by its keys, shapes and dtypes, for messages."""
+    if isinstance(batch, Tensor):
+        return f"{tuple(batch.shape)} {str(batch.dtype).removeprefix('torch.')}"
+    if isinstance(batch, Mapping):
+        return "{" + ", ".join(f"{k}: {describe(v)}" for k, v in batch.items()) + "}"
+    if isinstance(batch, list | tuple):
+        return "[" + ", ".join(describe(v) for v in batch[:8]) + "]"
+    return type(batch).__name__

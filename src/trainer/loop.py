@@ -1,0 +1,140 @@
+"""The training loop, written once, as a generator of events.
+
+The loop knows data, gradients and the pure step; it does not know callbacks, logs or files. Whoever
+iterates over it reacts to each event before the loop goes on, and steers it through ``control``.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator
+from enum import Enum
+from itertools import islice
+from typing import Any, Protocol
+
+import trainstep as ts
+from attrs import define, field
+from torch import Tensor
+from trainstep.types import Grads, Metrics
+
+from trainer.plan import Plan
+
+
+class Event(Enum):
+    """What has just happened, or is about to."""
+
+    TRAIN_BEGIN = "train_begin"
+    EPOCH_BEGIN = "epoch_begin"
+    STEP_BEGIN = "step_begin"
+    SUBSTEP_END = "substep_end"
+    PRE_OPTIMIZER_STEP = "pre_optimizer_step"
+    OPTIMIZER_STEP = "optimizer_step"
+    STEP_END = "step_end"
+    EPOCH_END = "epoch_end"
+
+
+class Control(Protocol):
+    """The two flags by which a consumer stops the loop."""
+
+    should_epoch_stop: bool
+    should_training_stop: bool
+
+
+class Engine(Protocol):
+    """Turns micro-batches into gradients; one implementation per way to distribute."""
+
+    def backward(self, batch: Any, items: Any, window: int) -> Tensor:
+        """Add one micro-batch's gradients; returns its share of the step's loss, detached."""
+        ...
+
+    def collect(self) -> Grads:
+        """Return the gradients added up since the last call, and forget them."""
+        ...
+
+
+@define(eq=False)
+class Run:
+    """One training: what it works with, and where it stands.
+
+    Attributes:
+        plan: lengths of the run.
+        step: the pure step, donated.
+        state: the state after the last update.
+        engine: makes gradients.
+        batches: ``batches(epoch, skip)`` iterates over an epoch's micro-batches from number ``skip``.
+        count_items: sums up what the loss is divided by over a window; None where nothing counts.
+        control: stop flags.
+        accumulation: micro-batches to an update.
+        epoch: epoch in progress, from 0.
+        batch: micro-batches of this epoch that are done.
+        metrics: of the last update, on the device.
+        exhausted: an epoch had no batch at all.
+    """
+
+    plan: Plan
+    step: ts.Step
+    state: ts.TrainState
+    engine: Engine
+    batches: Callable[[int, int], Iterable[Any]]
+    count_items: Callable[[list[Any]], Any]
+    control: Control
+    accumulation: int
+    epoch: int = 0
+    batch: int = 0
+    metrics: Metrics = field(factory=dict)
+    exhausted: bool = False
+
+    @property
+    def progress(self) -> float:
+        """Epochs done, as a fraction."""
+        return self.epoch + self.plan.epoch_fraction(self.batch, self.accumulation)
+
+
+def events(run: Run) -> Iterator[Event]:
+    """Train, yielding each event in order; see ``Event``.
+
+    When ``EPOCH_END`` is yielded, ``run`` already stands at the beginning of the next epoch, unless
+    training was stopped in the middle of this one: a checkpoint made then resumes where it should.
+    """
+    yield Event.TRAIN_BEGIN
+    while run.epoch < run.plan.num_train_epochs and run.state.step < max(run.plan.max_steps, 1):
+        first = run.batch
+        yield Event.EPOCH_BEGIN
+        over = yield from _epoch(run)
+        if run.batch == first == 0:  # nothing to train on: another epoch would not end either
+            run.exhausted = run.control.should_training_stop = True
+        if over:
+            run.epoch, run.batch = run.epoch + 1, 0
+        yield Event.EPOCH_END
+        if run.control.should_training_stop:
+            break
+
+
+def _epoch(run: Run) -> Generator[Event, None, bool]:
+    """Train on the rest of an epoch; returns whether it is over."""
+    batches = iter(run.batches(run.epoch, run.batch))
+    # A window is fetched whole, on the host, because its last micro-batch and the number of items
+    # must be known first; only one micro-batch at a time goes to the device.
+    while window := list(islice(batches, run.accumulation)):
+        yield Event.STEP_BEGIN
+        yield from _update(run, window)
+        yield Event.STEP_END
+        if run.control.should_epoch_stop:
+            return True
+        if run.control.should_training_stop:
+            return run.batch == run.plan.batches_per_epoch
+    return True
+
+
+def _update(run: Run, window: list[Any]) -> Iterator[Event]:
+    items = run.count_items(window)
+    key = run.step.loss_key(run.state)
+    devices = {p.device for p in run.state.params.values()}
+    total: Any = 0.0
+    for number, batch in enumerate(window):
+        with ts.rng.seeded(key.fold_in(number), devices):
+            total = total + run.engine.backward(batch, items, len(window))
+        if number + 1 < len(window):
+            yield Event.SUBSTEP_END
+    yield Event.PRE_OPTIMIZER_STEP
+    loss = ts.Loss(total, 1, run.state.buffers)  # the engine has divided already
+    run.state, run.metrics = run.step.update(run.state, loss, run.engine.collect())
+    run.batch += len(window)
+    yield Event.OPTIMIZER_STEP

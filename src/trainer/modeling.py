@@ -1,0 +1,102 @@
+"""What the trainer needs to know about a model, whoever wrote it."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+WEIGHTS_NAME = "model.safetensors"
+
+
+def forward_names(model: nn.Module) -> list[str]:
+    """Return the names of the parameters that ``forward`` takes."""
+    return list(inspect.signature(unwrap(model).forward).parameters)
+
+
+def accepts_loss_kwargs(model: nn.Module) -> bool:
+    """Tell whether the model divides its loss by ``num_items_in_batch`` itself.
+
+    An attribute ``accepts_loss_kwargs`` decides, else whether ``forward`` has a ``**kwargs``.
+    """
+    declared = getattr(unwrap(model), "accepts_loss_kwargs", None)
+    if declared is not None:
+        return bool(declared)
+    parameters = inspect.signature(unwrap(model).forward).parameters.values()
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+
+
+def label_names(model: nn.Module) -> list[str]:
+    """Return the ``forward`` parameters that are labels, judged by their names."""
+    model = unwrap(model)
+    question = "QuestionAnswering" in type(model).__name__
+    spans = ("start_positions", "end_positions") if question else ()
+    return [name for name in forward_names(model) if "label" in name or name in spans]
+
+
+def can_return_loss(model: nn.Module) -> bool:
+    """Tell whether ``forward`` has a ``return_loss`` that is True by default."""
+    parameter = inspect.signature(unwrap(model).forward).parameters.get("return_loss")
+    return parameter is not None and parameter.default is True
+
+
+def unwrap(model: Any) -> Any:
+    """Return the module inside PyTorch's own wrappers (DDP, DataParallel, ``torch.compile``)."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, nn.parallel.DistributedDataParallel | nn.DataParallel
+        ):
+            inner = model.module
+        if inner is None:
+            return model
+        model = inner
+
+
+def save_weights(model: nn.Module, folder: Path) -> None:
+    """Write the weights, and the configuration of a library model, into ``folder``.
+
+    Models with ``save_pretrained`` write themselves; others get ``model.safetensors`` with the names
+    of their ``state_dict``, tied weights once.
+    """
+    model = unwrap(model)
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+        return
+    from safetensors.torch import save_model
+
+    save_model(model, str(folder / WEIGHTS_NAME))
+
+
+def load_weights(model: nn.Module, folder: Path) -> None:
+    """Read ``model.safetensors`` from ``folder`` into the model, in place.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: naming keys that are missing, unexpected or of another shape.
+    """
+    from safetensors.torch import load_model
+
+    model = unwrap(model)
+    path = folder / WEIGHTS_NAME
+    if not path.exists():
+        raise FileNotFoundError(f"no {WEIGHTS_NAME} in {folder}")
+    try:
+        load_model(model, str(path))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from error
+
+
+def move(value: Any, device: torch.device, *, non_blocking: bool = False) -> Any:
+    """Return a nested value with its tensors on ``device``; mappings, lists and tuples keep their type."""
+    if isinstance(value, Tensor):
+        return value if value.device == device else value.to(device, non_blocking=non_blocking)
+    if isinstance(value, Mapping):
+        moved = {k: move(v, device, non_blocking=non_blocking) for k, v in value.items()}
+        return moved if type(value) is dict else type(value)(moved)  # type: ignore[call-arg]
+    if isinstance(value, list | tuple):
+        parts = [move(v, device, non_blocking=non_blocking) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return value

@@ -1,0 +1,162 @@
+"""``Trainer.train``: set up a run, react to the events of its loop, wind it up."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import trainstep as ts
+
+from trainer import saving
+from trainer.callbacks import TrainerState
+from trainer.data.loader import batches_from
+from trainer.engine import LocalEngine
+from trainer.loop import Event, Run, events
+from trainer.meter import Meter
+from trainer.metrics import speed_metrics
+from trainer.optimization import make_schedule, make_transforms
+from trainer.outputs import TrainOutput
+from trainer.plan import Plan, make_plan
+
+logger = logging.getLogger(__name__)
+
+
+def train(trainer: Any, resume_from: str | bool | None, ignore_keys: list[str] | None) -> TrainOutput:
+    """Run one training; see ``Trainer.train``."""
+    loader = trainer.get_train_dataloader()
+    plan = make_plan(trainer.args, loader, trainer.get_total_train_batch_size(trainer.args))
+    found = saving.find_checkpoint(trainer, resume_from) if resume_from else None
+    run = _set_up(trainer, plan, loader)
+    meter = Meter(trainer.args.logging_nan_inf_filter)
+    trainer._run, trainer._meter = run, meter
+    if found is not None:
+        saving.restore(trainer, run, meter, found)
+    first_step = run.state.step
+    _announce(trainer, plan, run)
+    meter.started = time.time()
+    for event in events(run):
+        _react(trainer, run, meter, event, ignore_keys)
+    return _wind_up(trainer, run, meter, run.state.step - first_step)
+
+
+def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
+    args = trainer.args
+    trainer.model.train()
+    trainer.state = TrainerState(
+        train_batch_size=args.train_batch_size,
+        stateful_callbacks=trainer._exported_callbacks(),
+    )
+    trainer.state.compute_steps(args, plan.max_steps)
+    trainer.state.init_training_references(trainer, plan.max_steps, plan.num_train_epochs, None)
+    step = ts.make_step(
+        _no_loss,  # gradients come from the engine
+        trainer.pure_optimizer(),
+        schedule=make_schedule(args, plan.max_steps),
+        transforms=make_transforms(args),
+        on_nonfinite=args.on_nonfinite,
+    )
+    state = trainer._fresh_state(step)
+    handler = trainer.callback_handler
+    handler.model, handler.train_dataloader = trainer.model, loader
+    return Run(
+        plan=plan,
+        step=ts.donate(step),
+        state=state,
+        engine=LocalEngine(trainer, list(state.params)),
+        batches=lambda epoch, skip: batches_from(loader, epoch, skip),
+        count_items=trainer.count_items,
+        control=trainer.control,
+        accumulation=args.gradient_accumulation_steps,
+    )
+
+
+def _no_loss(*_: Any) -> ts.Loss:
+    raise RuntimeError("the trainer's step is given its gradients by an engine")
+
+
+def _announce(trainer: Any, plan: Plan, run: Run) -> None:
+    args = trainer.args
+    facts = {
+        "Num examples": f"{plan.num_examples:,}",
+        "Num epochs": f"{plan.num_train_epochs:,}",
+        "Batch size per device": f"{args.per_device_train_batch_size:,}",
+        "Total batch size (devices, accumulation)": f"{plan.total_batch_size:,}",
+        "Gradient accumulation steps": args.gradient_accumulation_steps,
+        "Total optimization steps": f"{plan.max_steps:,}",
+        "Trainable parameters": f"{trainer.get_num_trainable_parameters():,}",
+    }
+    logger.info("***** Running training *****")
+    for name, value in facts.items():
+        logger.info("  %s = %s", name, value)
+    if run.state.step:
+        logger.info(
+            "  Resuming at step %d: epoch %d, micro-batch %d", run.state.step, run.epoch, run.batch
+        )
+
+
+def _react(
+    trainer: Any, run: Run, meter: Meter, event: Event, ignore_keys: list[str] | None
+) -> None:
+    if event is Event.OPTIMIZER_STEP:
+        meter.add(run.metrics, run.state.step)
+    if event is Event.STEP_END:
+        trainer.state.global_step = run.state.step
+        trainer.state.epoch = run.progress
+    elif event is Event.EPOCH_END and run.exhausted:
+        logger.warning(
+            "There was no sample in the training data's iterator: training stops at step %d of %d. "
+            "This is expected if an iterable dataset is shorter than max_steps asks for.",
+            run.state.step,
+            run.plan.max_steps,
+        )
+    notify = getattr(trainer.callback_handler, f"on_{event.value}")
+    trainer.control = run.control = notify(trainer.args, trainer.state, trainer.control)
+    if event is Event.TRAIN_BEGIN and trainer.args.eval_on_start:
+        trainer._evaluate(None, ignore_keys, skip_scheduler=True)
+    if event in (Event.STEP_END, Event.EPOCH_END):
+        log_evaluate_save(trainer, run, meter, ignore_keys)
+        run.control = trainer.control
+
+
+def log_evaluate_save(
+    trainer: Any, run: Run, meter: Meter, ignore_keys: list[str] | None = None
+) -> None:
+    """Do what the control's switches ask for, in this order."""
+    if trainer.control.should_log and meter.pending:
+        norm, lr = run.metrics["grad_norm"], run.metrics["lr"]
+        logs = {
+            "loss": meter.read(run.state.step),
+            "grad_norm": norm.item(),
+            "learning_rate": lr.item(),
+        }
+        trainer.log(logs, meter.started)
+    if trainer.control.should_evaluate:
+        metrics = trainer._evaluate(None, ignore_keys)
+        is_best = trainer._determine_best_metric(metrics)
+        if str(trainer.args.save_strategy) == "best":
+            trainer.control.should_save = is_best
+        elif is_best and trainer.args.load_best_model_at_end:
+            trainer.control.should_save = True  # else there would be nothing to load at the end
+    if trainer.control.should_save:
+        trainer._save_checkpoint(trainer.model, None)
+        trainer.control = trainer.callback_handler.on_save(
+            trainer.args, trainer.state, trainer.control
+        )
+
+
+def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int) -> TrainOutput:
+    args, state, plan = trainer.args, trainer.state, run.plan
+    logger.info("Training completed.")
+    loss = meter.mean(run.state.step)
+    # Speed is that of this session: a resumed run did not process what came before.
+    share = steps / max(plan.max_steps, 1)
+    metrics = speed_metrics("train", meter.started, plan.num_train_samples * share, steps)
+    metrics |= {"total_flos": state.total_flos, "train_loss": loss}
+    trainer.is_in_train = False
+    trainer.log(metrics)
+    if args.load_best_model_at_end:
+        saving.load_best(trainer)
+    if args.save_total_limit == 1 and state.best_model_checkpoint:
+        saving.keep_only(Path(args.output_dir), Path(state.best_model_checkpoint))
+    trainer.control = trainer.callback_handler.on_train_end(args, state, trainer.control)
+    return TrainOutput(state.global_step, loss, metrics)

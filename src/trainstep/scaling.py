@@ -1,0 +1,75 @@
+"""Dynamic loss scaling for float16, as part of the state.
+
+Gradients of float16 computations underflow. The loss is multiplied by a large number before the
+backward pass and the gradients are divided by it afterwards; the number is lowered when gradients
+overflow and raised when they have not for a while (Micikevicius et al., 2018).
+"""
+
+import math
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor
+
+from trainstep.guards import Verdict
+from trainstep.losses import Loss
+from trainstep.types import Params
+
+
+@frozen
+class DynamicScale:
+    """How the loss scale moves; the scale itself is in the state. Used as ``make_step(loss_scale=...)``.
+
+    The scales are those of ``torch.amp.GradScaler`` with the same arguments. A step whose gradients
+    overflow is skipped without a host sync: parameters, buffers, moments and the state of transforms
+    stay, and ``extras["skipped"]`` counts it. Loss, gradient norm and gradients that the step reports
+    and hands to transforms are those without the scale.
+
+    Attributes:
+        init_scale: the scale at the start.
+        growth_factor: what it is multiplied by after ``growth_interval`` steps without overflow.
+        backoff_factor: what it is multiplied by after an overflow.
+        growth_interval: steps in a row without overflow before it grows.
+
+    Its state is ``extras["loss_scale"]``: ``scale``, float32, and ``growth``, the steps without overflow
+    since the last change, int32; both zero-dimensional.
+    """
+
+    init_scale: float = 2.0**16
+    growth_factor: float = 2.0
+    backoff_factor: float = 0.5
+    growth_interval: int = 2000
+    name: str = field(default="loss_scale", init=False, repr=False)
+    skips: bool = field(default=True, init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        for what, value, fits, bound in (
+            ("init_scale", self.init_scale, 0 < self.init_scale < math.inf, "above 0 and finite"),
+            ("growth_factor", self.growth_factor, self.growth_factor > 1, "above 1"),
+            ("backoff_factor", self.backoff_factor, 0 < self.backoff_factor < 1, "in (0, 1)"),
+            ("growth_interval", self.growth_interval, self.growth_interval >= 1, "at least 1"),
+        ):
+            if not fits:
+                raise ValueError(f"DynamicScale: {what} must be {bound}, got {value}")
+
+    def init(self, params: Params) -> dict[str, Tensor]:
+        """Return ``scale`` and ``growth`` before the first step, on the device of the parameters."""
+        device = next(iter(params.values())).device
+        return {
+            "scale": torch.full((), self.init_scale, dtype=torch.float32, device=device),
+            "growth": torch.zeros((), dtype=torch.int32, device=device),
+        }
+
+    def judge(self, memory: Any, loss: Loss, norm: Tensor) -> Verdict:
+        """Refuse the update if the gradients overflowed, and move the scale."""
+        scale, growth = memory["scale"], memory["growth"] + 1
+        ok = torch.isfinite(norm).to(scale.device)
+        grows = growth >= self.growth_interval
+        grown = scale * self.growth_factor
+        raised = torch.where(grows & torch.isfinite(grown), grown, scale)
+        after = {
+            "scale": torch.where(ok, raised, scale * self.backoff_factor),
+            "growth": torch.where(ok & ~grows, growth, torch.zeros_like(growth)),
+        }
+        return Verdict(after, ok)
