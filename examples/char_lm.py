@@ -105,7 +105,9 @@ class ByteGPT(nn.Module):
         ids = torch.tensor([list(prompt)])
         for _ in range(count):
             logits = self(ids[:, -self.length :])["logits"][0, -1] / temperature
-            ids = torch.cat([ids, torch.multinomial(logits.softmax(-1), 1, generator=draws)[None]], 1)
+            ids = torch.cat(
+                [ids, torch.multinomial(logits.softmax(-1), 1, generator=draws)[None]], 1
+            )
         return bytes(ids[0].tolist())
 
 
@@ -242,7 +244,9 @@ def plot(history: list[dict[str, Any]], rivals: dict[str, float], path: Path) ->
         axes.plot(*zip(*points, strict=True), label=label, marker="." if "eval" in key else "")
     for name, style in (("unigram model", ":"), ("zlib -9", "--")):
         axes.axhline(rivals[name], color="gray", linestyle=style, label=name)
-    axes.set(xlabel="update", ylabel="nats per byte", title="Byte-level GPT on Python's help topics")
+    axes.set(
+        xlabel="update", ylabel="nats per byte", title="Byte-level GPT on Python's help topics"
+    )
     axes.legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from trainstep.types import Grads
 
 from trainer import modeling
+from trainstep.types import Grads
 
 
 class LocalEngine:
@@ -20,13 +20,15 @@ class LocalEngine:
         parameters = dict(modeling.unwrap(trainer.model).named_parameters())
         self._trainer = trainer
         self._parameters = [(name, parameters[name]) for name in names]
+        for _, parameter in self._parameters:
+            parameter.grad = None  # an interrupted training, or the caller, may have left some
 
     def backward(self, batch: Any, items: Any, window: int) -> Tensor:
         """Run ``training_step`` on one micro-batch."""
         trainer = self._trainer
         trainer.current_gradient_accumulation_steps = window
         try:
-            return trainer.training_step(trainer.model, batch, items)  # type: ignore[no-any-return]
+            return trainer.training_step(trainer.model, batch, items)
         except Exception as error:
             error.add_note(
                 f"while training on the batch {describe(batch)} at step {trainer.state.global_step}"

@@ -9,12 +9,12 @@ from enum import Enum
 from itertools import islice
 from typing import Any, Protocol
 
-import trainstep as ts
 from attrs import define, field
 from torch import Tensor
-from trainstep.types import Grads, Metrics
 
+import trainstep as ts
 from trainer.plan import Plan
+from trainstep.types import Grads, Metrics
 
 
 class Event(Enum):

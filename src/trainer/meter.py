@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from attrs import define, field
+
 from trainstep.types import Metrics
 
 logger = logging.getLogger(__name__)

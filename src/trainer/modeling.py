@@ -62,8 +62,9 @@ def save_weights(model: nn.Module, folder: Path) -> None:
     of their ``state_dict``, tied weights once.
     """
     model = unwrap(model)
-    if hasattr(model, "save_pretrained"):
-        model.save_pretrained(folder)
+    save_pretrained = getattr(model, "save_pretrained", None)
+    if callable(save_pretrained):
+        save_pretrained(folder)
         return
     from safetensors.torch import save_model
 

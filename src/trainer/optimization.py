@@ -4,8 +4,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import trainstep as ts
 from torch import nn
+
+import trainstep as ts
 from trainstep.types import Schedule
 
 # A name that matches is not decayed; tested against the lower-cased dotted name.
@@ -28,6 +29,12 @@ def decay_parameter_names(model: nn.Module) -> list[str]:
         for name, _ in model.named_parameters()
         if name not in inside_norm and not _NO_DECAY.search(name.lower())
     ]
+
+
+def check_choices(args: Any) -> None:
+    """Raise what building the optimizer and the schedule would raise, before any work is lost."""
+    make_optimizer(args, set())
+    make_schedule(args, max(args.max_steps, 1))
 
 
 def make_optimizer(args: Any, decayed: set[str]) -> ts.Optimizer:
@@ -56,9 +63,11 @@ def make_schedule(args: Any, max_steps: int) -> Schedule:
             f"lr_scheduler_type={name!r} is not available yet; choose one of "
             f"{', '.join(_SCHEDULES)}"
         )
-    total = max(max_steps, 1)
+    if max_steps == 0:  # the loop looks at the limit after an update: that one must change nothing
+        return ts.schedules.constant(0.0)
     options = dict(args.lr_scheduler_kwargs or {})
-    return _SCHEDULES[name](args.learning_rate, total, args.get_warmup_steps(total), options)
+    warmup = args.get_warmup_steps(max_steps)
+    return _SCHEDULES[name](args.learning_rate, max_steps, warmup, options)
 
 
 def make_transforms(args: Any) -> tuple[ts.Transform, ...]:

@@ -86,10 +86,3 @@ def num_examples(loader: Any, batch_size: int) -> int:
     if size is not None:
         return size
     return (length_of(loader) or 0) * batch_size
-
-
-def resolve_steps(value: float | None, max_steps: int) -> int | None:
-    """Turn a ratio below 1 into a number of updates, rounding up; other values pass through."""
-    if value is None:
-        return None
-    return math.ceil(max_steps * value) if value < 1 else int(value)

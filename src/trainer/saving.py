@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import trainstep as ts
 from torch import Tensor
 
+import trainstep as ts
 from trainer import checkpoint, modeling
 from trainer.callbacks import TRAINER_STATE_NAME, TrainerState, restore_callback_states
 from trainer.checkpoint import host_rng
@@ -55,11 +55,14 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
         path = Path(folder) / TRAINER_STATE_NAME
         path.write_text(found.trainer_state)
         state = TrainerState.load_from_json(path)
+    state.train_batch_size = trainer.args.train_batch_size
     state.compute_steps(trainer.args, run.plan.max_steps)
     state.init_training_references(trainer, run.plan.max_steps, run.plan.num_train_epochs, None)
     trainer.state = state
     if trainer.args.restore_callback_states_from_checkpoint:
-        restore_callback_states(trainer.callback_handler.callbacks, trainer.control, state)
+        trainer.control = run.control = restore_callback_states(
+            trainer.callback_handler.callbacks, trainer.control, state.stateful_callbacks
+        )
     if found.state is None:
         logger.warning(
             "%s was saved with save_only_model: the weights are restored, optimizer moments are not.",
@@ -79,7 +82,8 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
 def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> Path | None:
     """Write ``checkpoint-<step>`` and rotate; returns its folder, or None if it could not be written.
 
-    A periodic save that fails warns and training goes on; the last one raises.
+    A periodic save that fails warns and training goes on; the last one raises. Old checkpoints that
+    cannot be deleted are only warned of.
 
     Raises:
         CheckpointError: if the last save fails.
@@ -87,6 +91,7 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> Path | None:
     args, state = trainer.args, trainer.state
     root = Path(args.output_dir)
     step = run.state.step
+    before = state.best_model_checkpoint
     _mark_best(root, step, state)
     state.stateful_callbacks = trainer._exported_callbacks()
     only_model = args.save_only_model
@@ -111,9 +116,13 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> Path | None:
         if step >= state.max_steps or trainer.control.should_training_stop:
             raise
         logger.warning("Checkpoint at step %d was not saved, training goes on: %s", step, error)
+        state.best_model_checkpoint = before
         return None
     best = state.best_model_checkpoint
-    checkpoint.rotate(root, args.save_total_limit, keep=[Path(best)] if best else [])
+    try:
+        checkpoint.rotate(root, args.save_total_limit, keep=[best] if best else [], saved=path)
+    except checkpoint.CheckpointError as error:
+        logger.warning("After saving step %d: %s", step, error)
     return path
 
 
@@ -129,7 +138,9 @@ def load_best(trainer: Any) -> None:
     """Load the weights of the best checkpoint into the model, in place; warns if there is none."""
     best = trainer.state.best_model_checkpoint
     if best is None:
-        logger.warning("load_best_model_at_end: no checkpoint holds the best model; keeping the last")
+        logger.warning(
+            "load_best_model_at_end: no checkpoint holds the best model; keeping the last"
+        )
         return
     problems = checkpoint.verify(Path(best))
     if problems:
@@ -176,7 +187,12 @@ def _seek(trainer: Any, run: Run, found: checkpoint.Loaded) -> None:
         run.batch = 0
         return
     now = trainer.args.train_batch_size * trainer.args.world_size
+    if now == position["batch_size"]:
+        return
     samples = run.batch * position["batch_size"]
+    if run.plan.batches_per_epoch is not None and samples >= run.plan.num_examples:
+        run.batch = run.plan.batches_per_epoch  # the epoch was over, with a batch that was not full
+        return
     if samples % now:
         raise ValueError(
             f"{found.path} was written after {samples} samples of epoch {run.epoch}, in batches of "

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import trainstep as ts
-
 from trainer import saving
 from trainer.callbacks import TrainerState
 from trainer.data.loader import batches_from
@@ -21,7 +20,9 @@ from trainer.plan import Plan, make_plan
 logger = logging.getLogger(__name__)
 
 
-def train(trainer: Any, resume_from: str | bool | None, ignore_keys: list[str] | None) -> TrainOutput:
+def train(
+    trainer: Any, resume_from: str | bool | None, ignore_keys: list[str] | None
+) -> TrainOutput:
     """Run one training; see ``Trainer.train``."""
     loader = trainer.get_train_dataloader()
     plan = make_plan(trainer.args, loader, trainer.get_total_train_batch_size(trainer.args))
@@ -70,7 +71,7 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
     )
 
 
-def _no_loss(*_: Any) -> ts.Loss:
+def _no_loss(params: Any, buffers: Any, batch: Any, key: Any) -> ts.Loss:
     raise RuntimeError("the trainer's step is given its gradients by an engine")
 
 

@@ -1,5 +1,6 @@
 """``Trainer``: the façade. It assembles the parts and delegates; every method may be overridden."""
 
+import inspect
 import logging
 import math
 import random
@@ -11,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import trainstep as ts
 from torch import Tensor, nn
 
+import trainstep as ts
 from trainer import evaluation, modeling, saving, session
 from trainer.arguments import TrainingArguments
 from trainer.callbacks import (
@@ -32,7 +33,7 @@ from trainer.data.loader import is_iterable, make_loader, train_order
 from trainer.data.order import Sequential
 from trainer.losses import count_label_items, loss_from_outputs
 from trainer.metrics import format_metrics, speed_metrics, table, write_results
-from trainer.optimization import decay_parameter_names, make_optimizer
+from trainer.optimization import check_choices, decay_parameter_names, make_optimizer
 from trainer.outputs import EvalLoopOutput, PredictionOutput, TrainOutput
 from trainer.plan import num_examples
 from trainer.support import refuse_unsupported
@@ -82,7 +83,10 @@ class Trainer:
     ) -> None:
         self.args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
         _check_arguments(self.args, model, model_init, data_collator, train_dataset, eval_dataset)
+        if self.args.batch_eval_metrics and compute_metrics is not None:
+            check_batch_metrics(compute_metrics)
         refuse_unsupported(self.args)
+        check_choices(self.args)
         logging.getLogger("trainer").setLevel(self.args.get_process_log_level())
         set_seed(self.args.seed)
         self.model_init = model_init
@@ -130,7 +134,9 @@ class Trainer:
             CheckpointError: if the checkpoint given is damaged, or the last save fails.
         """
         if trial is not None:
-            raise NotImplementedError("train(trial=...): hyperparameter search is not available yet")
+            raise NotImplementedError(
+                "train(trial=...): hyperparameter search is not available yet"
+            )
         if self.model_init is not None:
             set_seed(self.args.seed)
             self.model = self.call_model_init()
@@ -152,7 +158,7 @@ class Trainer:
     def train_state(self) -> ts.TrainState:
         """The ``TrainState`` before, during and after training; its parameters are the model's."""
         if self._run is not None:
-            return self._run.state  # type: ignore[no-any-return]
+            return self._run.state
         if self._train_state is None:
             self._train_state = self._fresh_state(None)
         return self._train_state
@@ -535,6 +541,17 @@ def prepare_folder(folder: Path) -> None:
             f"output_dir {folder} cannot be written ({error}). Choose another output_dir in "
             "TrainingArguments."
         ) from error
+
+
+def check_batch_metrics(compute_metrics: Callable[..., Any]) -> None:
+    """Raise ValueError if a ``compute_metrics`` cannot be told which batch is the last."""
+    parameters = inspect.signature(compute_metrics).parameters
+    if "compute_result" not in parameters:
+        raise ValueError(
+            "batch_eval_metrics=True calls compute_metrics after every batch, with "
+            "compute_result=True on the last one; give it a parameter compute_result. It takes "
+            f"{', '.join(parameters)}"
+        )
 
 
 def _check_arguments(

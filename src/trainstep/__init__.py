@@ -14,18 +14,28 @@ from trainstep.compare import diff as diff
 from trainstep.compare import digest as digest
 from trainstep.compare import equal as equal
 from trainstep.grads import accumulate as accumulate
+from trainstep.grads import sum_gradients as sum_gradients
 from trainstep.grads import value_and_grad as value_and_grad
+from trainstep.guards import Guard as Guard
 from trainstep.losses import Loss as Loss
 from trainstep.losses import module_loss as module_loss
 from trainstep.lowering import donate as donate
 from trainstep.model import functionalize as functionalize
 from trainstep.optim.base import Optimizer as Optimizer
+from trainstep.replay import Divergence as Divergence
+from trainstep.replay import bisect as bisect
+from trainstep.replay import leaf_digests as leaf_digests
+from trainstep.replay import replay as replay
 from trainstep.rng import Key as Key
+from trainstep.scaling import DynamicScale as DynamicScale
+from trainstep.spikes import SpikeGuard as SpikeGuard
+from trainstep.spikes import spike_guard as spike_guard
 from trainstep.state import TrainState as TrainState
 from trainstep.step import Step as Step
 from trainstep.step import init as init
 from trainstep.step import make_eval_step as make_eval_step
 from trainstep.step import make_step as make_step
+from trainstep.sums import Sums as Sums
 from trainstep.transforms import Transform as Transform
 
 __version__ = "0.1.0"

@@ -51,7 +51,7 @@ def leaf_digest(path: str, leaf: Any) -> bytes:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Tell whether two trees have the same structure and bits."""
+    """Tell whether two trees have the same leaves under the same paths, bit for bit."""
     return not diff(a, b)
 
 
@@ -80,15 +80,23 @@ def ulp_distance(a: Tensor, b: Tensor) -> Tensor:
     """
     if not a.dtype.is_floating_point:
         return (a.to(torch.int64) - b.to(torch.int64)).abs()
-    distance = (_ordered(a) - _ordered(b)).abs()
+    low, high = torch.aminmax(torch.stack([_ordered(a), _ordered(b)]), dim=0)
+    most = torch.iinfo(torch.int64).max
+    distance = torch.where(high - low < 0, most, high - low)  # float64 of unlike signs can wrap
     nan = a.isnan() | b.isnan()
-    return torch.where(nan & ~_same_bits(a, b), torch.iinfo(torch.int64).max, distance)
+    return torch.where(nan & ~_same_bits(a, b), most, distance)
 
 
 def _entries(value: Any) -> list[tuple[str, Any]]:
-    entries = tree.leaves_with_paths(value)
-    if isinstance(value, TrainState):  # static parts of the record count as well
-        entries += [("step", value.step), ("key", value.key.bits)]
+    entries: list[tuple[str, Any]] = []
+    for path, leaf in tree.leaves_with_paths(value, lambda node: isinstance(node, TrainState)):
+        if not isinstance(leaf, TrainState):
+            entries.append((path, leaf))
+            continue
+        prefix = f"{path}/" if path else ""
+        entries += [(prefix + inner, x) for inner, x in tree.leaves_with_paths(leaf)]
+        # Static parts of the record count as well.
+        entries += [(f"{prefix}step", leaf.step), (f"{prefix}key", leaf.key.bits)]
     return entries
 
 

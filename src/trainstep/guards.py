@@ -50,16 +50,19 @@ class Guard(Protocol):
 
 
 def judge(
-    guards: Sequence[Guard], extras: dict[str, Any], loss: Loss, norm: Tensor
-) -> tuple[dict[str, Any], Tensor | None, Tensor | None]:
-    """Ask every guard.
+    guards: Sequence[Guard],
+    extras: dict[str, Any],
+    loss: Loss,
+    norm: Tensor,
+    ok: Tensor | None = None,
+) -> tuple[Tensor | None, Tensor | None, dict[str, Any]]:
+    """Ask every guard; ``ok`` is what is known before.
 
     Returns:
-        ``(memory, ok, factor)``: what they remember by name; whether all agree; the product of their
-        factors. None where no guard has an opinion.
+        ``(ok, factor, memory)``: whether all agree; the product of their factors; what they remember,
+        by name. None where no guard has an opinion.
     """
     memory: dict[str, Any] = {}
-    ok: Tensor | None = None
     factor: Tensor | None = None
     for guard in guards:
         verdict = guard.judge(extras[guard.name], loss, norm)
@@ -68,7 +71,7 @@ def judge(
             ok = verdict.ok if ok is None else ok & verdict.ok.to(ok.device)
         if verdict.factor is not None:
             factor = verdict.factor if factor is None else factor * verdict.factor
-    return memory, ok, factor
+    return ok, factor, memory
 
 
 def require_finite(step: int, loss: Loss, norm: Tensor) -> None:

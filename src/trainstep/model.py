@@ -188,7 +188,7 @@ def _put_back(module: nn.Module, undo: list[Callable[[], Any]], outer: list[nn.M
     scope = getattr(_local, "scope", None)
     # A call from inside the forward of a module that it is part of: the rest of that forward must
     # find its own tensors again, so this one cannot wait for the end of the scope.
-    within = any(module is part for other in outer for part in other.modules())
+    within = outer and any(module is part for other in outer for part in other.modules())
     if scope is None or module in scope or within:
         _run(undo)
     else:

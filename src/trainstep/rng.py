@@ -17,8 +17,11 @@ _MASK = (1 << 64) - 1
 _turn = threading.RLock()  # the global generators belong to the whole process
 
 
-def mix(value: int) -> int:
-    """Scramble 64 bits: the finalizer of SplitMix64 (Steele, Lea and Flood, 2014)."""
+def mix(value: Any) -> Any:
+    """Scramble 64 bits: the output of SplitMix64 (Steele, Lea and Flood, 2014) from state ``value``.
+
+    A bijection of the integers below ``2**64``; also takes a NumPy array of uint64.
+    """
     value = (value + 0x9E3779B97F4A7C15) & _MASK
     value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK

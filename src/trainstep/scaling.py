@@ -63,13 +63,15 @@ class DynamicScale:
 
     def judge(self, memory: Any, loss: Loss, norm: Tensor) -> Verdict:
         """Refuse the update if the gradients overflowed, and move the scale."""
-        scale, growth = memory["scale"], memory["growth"] + 1
-        ok = torch.isfinite(norm).to(scale.device)
-        grows = growth >= self.growth_interval
-        grown = scale * self.growth_factor
-        raised = torch.where(grows & torch.isfinite(grown), grown, scale)
-        after = {
-            "scale": torch.where(ok, raised, scale * self.backoff_factor),
-            "growth": torch.where(ok & ~grows, growth, torch.zeros_like(growth)),
-        }
-        return Verdict(after, ok)
+        ok = torch.isfinite(norm).to(memory["scale"].device)
+        scale, growth = memory["scale"].clone(), memory["growth"].clone()
+        # GradScaler's own kernel: no host sync, and it stops growing before infinity.
+        torch._amp_update_scale_(
+            scale,
+            growth,
+            (~ok).to(torch.float32),
+            self.growth_factor,
+            self.backoff_factor,
+            self.growth_interval,
+        )
+        return Verdict({"scale": scale, "growth": growth}, ok)

@@ -21,6 +21,7 @@ def to_flat(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Raises:
         TypeError: for a leaf that is no tensor, number, string or None, with its path.
+        ValueError: if two tensors have one path, because a key holds a slash.
     """
     tensors: dict[str, Tensor] = {}
     parts = {
@@ -82,6 +83,10 @@ def check_like(state: TrainState, like: TrainState) -> None:
 
 def _describe(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
+        if path in tensors:
+            raise ValueError(
+                f"to_flat: two leaves have the path {path}; rename a key that holds a slash"
+            )
         tensors[path] = value.detach()
         return {"tensor": path, "dtype": str(value.dtype), "shape": list(value.shape)}
     if isinstance(value, dict):

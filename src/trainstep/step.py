@@ -1,23 +1,27 @@
 """``make_step``: one training step as a function, ``state, metrics = step(state, batch)``."""
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
-from trainstep import guards, tree
-from trainstep.grads import accumulate
+from trainstep import tree
+from trainstep.batches import split_batch
+from trainstep.grads import Order, accumulate, check_order
+from trainstep.guards import Guard, finite, judge, require_finite, scale_, skip_unless
 from trainstep.losses import Loss
 from trainstep.model import Functional
 from trainstep.optim.base import Optimizer
 from trainstep.rng import Key
 from trainstep.rng import key as make_key
+from trainstep.scaling import DynamicScale
 from trainstep.state import TrainState, consume
 from trainstep.transforms import Context, Transform
-from trainstep.types import Grads, LossFn, Metrics, Params, Schedule
+from trainstep.transforms.compose import run
+from trainstep.types import Grads, LossFn, Metrics, OptState, Params, Schedule
 
 OnNonfinite = Literal["ignore", "skip", "raise"]
 
@@ -35,66 +39,110 @@ class Step:
     transforms: tuple[Transform, ...] = ()
     microbatches: int | Literal["iter"] = 1
     on_nonfinite: OnNonfinite = "ignore"
+    guards: tuple[Guard, ...] = field(default=(), kw_only=True)
+    order: Order = field(default="sequential", kw_only=True)
     donates: bool = field(default=False, kw_only=True)
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         """Return the state after one update, and metrics that stay on the device."""
-        batches = split_batch(batch, self.microbatches)
         loss, grads = accumulate(
             self.loss_fn,
             state.params,
             state.buffers,
-            batches,
+            split_batch(batch, self.microbatches),
             self.loss_key(state),
-            donate_buffers=self.donates and self.on_nonfinite != "skip",
+            order=self.order,
+            scale=self.loss_scale(state),
+            # An update that may be refused must find the buffers as they were.
+            donate_buffers=self.in_place and self.on_nonfinite != "raise",
         )
         return self.update(state, loss, grads)
+
+    def update(self, state: TrainState, loss: Loss, grads: Grads) -> tuple[TrainState, Metrics]:
+        """Finish a step whose gradients are known: guards, transforms, optimizer, metrics."""
+        extras = self.memory(state)
+        hyper = {} if self.schedule is None else {"lr": self.schedule(state.step)}
+        context = self._context(state, loss)
+        norm = context.global_norm(grads)
+        if self.on_nonfinite == "raise":
+            require_finite(state.step, loss, norm)
+        ok = finite(loss, norm) if self.on_nonfinite == "skip" else None
+        ok, factor, seen = judge(self.guards, extras, loss, norm, ok)
+        if factor is not None:
+            grads = scale_(grads, factor)
+        after = extras
+        if self.transforms:
+            grads, kept = run(self.transforms, grads, extras["transforms"], state.params, context)
+            after = {**extras, "transforms": kept}
+        params, opt_state = self._apply(state, grads, hyper)
+        buffers = state.buffers if loss.buffers is None else loss.buffers
+        result = TrainState(state.step + 1, params, buffers, opt_state, state.key, after)
+        if ok is not None:
+            before = state if extras is state.extras else state.evolve(extras=extras)
+            result = skip_unless(ok, result, before, in_place=self.donates)
+        if seen:
+            result = result.evolve(extras={**result.extras, **seen})
+        metrics = self._metrics(loss, norm, hyper)
+        if ok is not None:
+            metrics["skipped"] = (~ok).to(torch.int64)
+        if "loss_scale" in seen:
+            metrics["loss_scale"] = extras["loss_scale"]["scale"]
+        if self.donates:
+            consume(state)
+        return result, metrics
+
+    def _apply(
+        self, state: TrainState, grads: Grads, hyper: dict[str, float]
+    ) -> tuple[Params, OptState]:
+        params, opt_state = state.params, state.opt_state
+        if grads:
+            return self.optimizer.apply(params, grads, opt_state, hyper, donate=self.in_place)
+        # A transform holds the update. Copies, because a pure result shares nothing that moves.
+        return (params, opt_state) if self.in_place else tree.clone((params, opt_state))
+
+    def _context(self, state: TrainState, loss: Loss) -> Context:
+        return Context(
+            state.step,
+            state.key.fold_in(state.step, _TRANSFORMS),
+            owned=True,
+            donated=self.in_place,
+            weight=loss.weight,
+        )
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the given state may be overwritten before it is known if the update happens."""
+        return self.donates and not self.skips
+
+    @property
+    def skips(self) -> bool:
+        """Whether an update can be refused on the device."""
+        return self.on_nonfinite == "skip" or any(guard.skips for guard in self.guards)
 
     def loss_key(self, state: TrainState) -> Key:
         """Return the key of this step's loss; micro-batch ``i`` uses its ``fold_in(i)``."""
         return state.key.fold_in(state.step, _LOSS)
 
-    def update(self, state: TrainState, loss: Loss, grads: Grads) -> tuple[TrainState, Metrics]:
-        """Finish a step whose gradients are known: transforms, optimizer, guards, metrics."""
-        hyper = {} if self.schedule is None else {"lr": self.schedule(state.step)}
-        context = Context(state.step, state.key.fold_in(state.step, _TRANSFORMS), owned=True)
-        norm = context.global_norm(grads)
-        if self.on_nonfinite == "raise":
-            guards.require_finite(state.step, loss, norm)
-        grads, extras = self._transform(state, grads, context)
-        in_place = self.donates and self.on_nonfinite != "skip"
-        params, opt_state = self.optimizer.apply(
-            state.params, grads, state.opt_state, hyper, donate=in_place
-        )
-        buffers = state.buffers if loss.buffers is None else loss.buffers
-        result = TrainState(state.step + 1, params, buffers, opt_state, state.key, extras)
-        if self.on_nonfinite == "skip":
-            ok = guards.finite(loss, norm)
-            result = guards.skip_unless(ok, result, state, in_place=self.donates)
-        if self.donates:
-            consume(state)
-        return result, self._metrics(loss, norm, hyper)
+    def loss_scale(self, state: TrainState) -> Tensor | None:
+        """Return what this step's loss is multiplied by before the backward pass; None for 1."""
+        if not any(isinstance(guard, DynamicScale) for guard in self.guards):
+            return None
+        scale: Tensor = self.memory(state)["loss_scale"]["scale"]
+        return scale
 
-    def _transform(
-        self, state: TrainState, grads: Grads, context: Context
-    ) -> tuple[Grads, dict[str, Any]]:
-        if not self.transforms:
-            return grads, state.extras
-        kept = state.extras.get("transforms") or self.init_transforms(state.params)
-        after = []
-        for transform, memory in zip(self.transforms, kept, strict=True):
-            grads, memory = transform.update(grads, memory, state.params, context)
-            after.append(memory)
-        return grads, {**state.extras, "transforms": tuple(after)}
+    def memory(self, state: TrainState) -> dict[str, Any]:
+        """Return ``state.extras`` with the initial memory of transforms and guards that it lacks."""
+        missing = {g.name: g.init(state.params) for g in self.guards if g.name not in state.extras}
+        if self.transforms and not state.extras.get("transforms"):
+            missing["transforms"] = self.init_transforms(state.params)
+        return {**state.extras, **missing} if missing else state.extras
 
     def init(self, model: nn.Module | Params, seed: int = 0, *, copy: bool = True) -> TrainState:
         """Return the state at step 0, with everything that this step keeps; see ``init``."""
         state = init(model, self.optimizer, seed, copy=copy)
-        extras: dict[str, Any] = {}
-        if self.transforms:
-            extras["transforms"] = self.init_transforms(state.params)
-        if self.on_nonfinite == "skip":
-            extras["skipped"] = torch.zeros((), dtype=torch.int64)
+        extras = self.memory(state)
+        if self.skips:
+            extras = {**extras, "skipped": torch.zeros((), dtype=torch.int64)}
         return state.evolve(extras=extras)
 
     def init_transforms(self, params: Params) -> tuple[Any, ...]:
@@ -116,6 +164,10 @@ def make_step(
     transforms: Sequence[Transform] = (),
     microbatches: int | Literal["iter"] = 1,
     on_nonfinite: OnNonfinite = "ignore",
+    *,
+    loss_scale: DynamicScale | None = None,
+    guards: Sequence[Guard] = (),
+    order: Order = "sequential",
 ) -> Step:
     """Compose a pure training step, ``state, metrics = step(state, batch)``.
 
@@ -130,10 +182,17 @@ def make_step(
             the same, ``"skip"`` keeps parameters, buffers and moments and counts it in
             ``extras["skipped"]`` without a host sync, ``"raise"`` (which syncs) raises
             FloatingPointError and leaves the state as it was.
+        loss_scale: scale the loss for float16, dynamically, and skip updates that overflow.
+        guards: further guards, such as ``spike_guard``; they judge gradients without the loss scale,
+            before the transforms. An update happens if all agree.
+        order: in which order micro-batches are added: ``"sequential"``, or ``"tree"``, whose bits do not
+            depend on how many ranks share the work; see ``grads.sum_gradients``.
 
     Returns:
         The step. Its metrics are ``loss`` (mean), ``grad_norm`` (before transforms), ``weight`` (items
-        in the batch), ``lr``, and the loss's ``aux`` divided by the weight.
+        in the batch), ``lr``, and the loss's ``aux`` divided by the weight; with guards that can refuse
+        an update, ``skipped``: 1 if this one was, else 0; with a loss scale, ``loss_scale``: the one
+        that was used.
 
     Raises:
         ValueError: for choices that do not exist; from the step, for a batch that cannot be split.
@@ -146,7 +205,29 @@ def make_step(
         raise ValueError(
             f'make_step: on_nonfinite must be "ignore", "skip" or "raise"; got {on_nonfinite!r}'
         )
-    return Step(loss_fn, optimizer, schedule, tuple(transforms), microbatches, on_nonfinite)
+    check_order("make_step", order)
+    if loss_scale is not None and on_nonfinite == "raise":
+        raise ValueError(
+            'make_step: on_nonfinite="raise" would stop at the first overflow, which loss_scale skips '
+            'and learns from; use "ignore" or "skip" with it'
+        )
+    watching = tuple(guards) if loss_scale is None else (loss_scale, *guards)
+    names = [guard.name for guard in watching]
+    if len({*names, "transforms", "skipped"}) != len(names) + 2:
+        raise ValueError(
+            'make_step: guards need names that differ from each other and from "transforms" and '
+            f'"skipped", because they name their memory in state.extras; got {", ".join(names)}'
+        )
+    return Step(
+        loss_fn,
+        optimizer,
+        schedule,
+        tuple(transforms),
+        microbatches,
+        on_nonfinite,
+        guards=watching,
+        order=order,
+    )
 
 
 def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Metrics]:
@@ -190,35 +271,3 @@ def init(
     if not params:
         raise ValueError("init: the model has no parameter with requires_grad=True to train")
     return TrainState(0, params, buffers, optimizer.init(params), make_key(seed))
-
-
-def split_batch(batch: Any, n: int | Literal["iter"]) -> Iterable[Any]:
-    """Split a batch into micro-batches: views along the leading axis of every tensor.
-
-    The first parts are one longer where ``n`` does not divide the length. Leaves without a leading
-    axis go to every part.
-
-    Raises:
-        ValueError: if leading axes differ, or are shorter than ``n``.
-    """
-    if n == "iter":
-        return batch
-    if n == 1:
-        return [batch]
-    leaves, spec = tree.flatten(batch)
-    sizes = {leaf.shape[0] for leaf in leaves if isinstance(leaf, Tensor) and leaf.ndim}
-    if len(sizes) != 1 or min(sizes) < n:
-        shapes = ", ".join(
-            f"{path}: {tuple(leaf.shape)}"
-            for path, leaf in tree.leaves_with_paths(batch)
-            if isinstance(leaf, Tensor)
-        )
-        raise ValueError(
-            f"make_step(microbatches={n}): every tensor of the batch needs the same leading axis, "
-            f"at least {n} long; got {shapes or 'no tensors'}"
-        )
-    parts = [
-        leaf.tensor_split(n) if isinstance(leaf, Tensor) and leaf.ndim else [leaf] * n
-        for leaf in leaves
-    ]
-    return [tree.unflatten(part, spec) for part in zip(*parts, strict=True)]

@@ -51,10 +51,10 @@ class Sums:
                 'make both with order="tree", which uses 1'
             )
         shared = [name for name in other.grads if name in self.grads]
-        with torch.no_grad():
-            torch._foreach_add_(
-                [self.grads[n] for n in shared], [other.grads[n] for n in shared]
-            )
+        if shared:
+            mine, others = ([grads[n] for n in shared] for grads in (self.grads, other.grads))
+            with torch.no_grad():
+                torch._foreach_add_(mine, others)
         self.grads = {**other.grads, **self.grads}
         self.total = self.total + other.total
         self.weight = self.weight + other.weight
@@ -69,8 +69,9 @@ class Sums:
             if isinstance(self.weight, Tensor) or self.weight != 1:
                 torch._foreach_div_(grads, self.weight)
             if self.scale is not None:
-                # By way of float64, as torch.amp.GradScaler; exact for powers of two.
-                inverse = self.scale.double().reciprocal().float()
+                # By way of float64 where there is one, as torch.amp.GradScaler does.
+                wide = self.scale if self.scale.device.type == "mps" else self.scale.double()
+                inverse = wide.reciprocal().float()
                 for group in tree.by_device_and_dtype(grads):
                     torch._foreach_mul_(group, inverse.to(group[0].device))
         loss = Loss(

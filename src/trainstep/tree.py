@@ -54,9 +54,11 @@ def path_string(path: Iterable[Any]) -> str:
     )
 
 
-def leaves_with_paths(tree: PyTree) -> list[tuple[str, Any]]:
-    """Return ``(path, leaf)`` for every leaf, in tree order."""
-    flat, _ = _pytree.tree_flatten_with_path(tree)
+def leaves_with_paths(
+    tree: PyTree, is_leaf: Callable[[Any], bool] | None = None
+) -> list[tuple[str, Any]]:
+    """Return ``(path, leaf)`` for every leaf, in tree order; nodes that are ``is_leaf`` stay whole."""
+    flat, _ = _pytree.tree_flatten_with_path(tree, is_leaf)
     return [(path_string(path), leaf) for path, leaf in flat]
 
 

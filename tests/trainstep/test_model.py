@@ -6,12 +6,12 @@ import weakref
 
 import pytest
 import torch
-from support import models
-from support.snapshots import untouched
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import trainstep as ts
+from support import models
+from support.snapshots import untouched
 from trainstep.model import held
 
 KEY = ts.rng.key(5)

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.snapshots import untouched
 from torch import nn
 
 import trainstep as ts
+from support.snapshots import untouched
 
 transformers = pytest.importorskip("transformers")
 

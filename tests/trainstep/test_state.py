@@ -26,7 +26,7 @@ def test_it_is_frozen_and_compared_by_identity() -> None:
     state = make()
     with pytest.raises(FrozenInstanceError):
         state.step = 4  # type: ignore[misc]
-    assert state == state  # noqa: PLR0124 (comparing tensors by == would raise here)
+    assert state == state
     assert state != make()
     assert isinstance(hash(state), int)
 

@@ -24,14 +24,12 @@ __all__ = [
 class ExplicitEnum(StrEnum):
     """A string enum whose lookup error lists the valid values.
 
-    Members of other enums are looked up by their value, so that a member of the Hugging Face enum of
-    the same name is accepted.
+    Members of other string enums are looked up as the text that they are, so that a member of the
+    Hugging Face enum of the same name is accepted.
     """
 
     @classmethod
     def _missing_(cls, value: object) -> Self:
-        if isinstance(value, Enum):
-            return cls(value.value)
         valid = ", ".join(repr(member.value) for member in cls)
         raise ValueError(f"{value!r} is not a valid {cls.__name__}; choose one of {valid}.")
 

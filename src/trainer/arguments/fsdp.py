@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .convert import as_mapping
-from .enums import FSDPOption
+from .enums import FSDPOption, plain
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ def fsdp_options(value: bool | str | Iterable[FSDPOption | str] | None) -> list[
     if not value:
         return []
     words = [value] if isinstance(value, str) else list(value)
-    options = [FSDPOption(part) for word in words for part in str(word).split()]
+    options = [FSDPOption(part) for word in words for part in str(plain(word)).split()]
     if options == [FSDPOption.OFFLOAD]:
         raise ValueError(
             "fsdp: 'offload' does not work alone; add a sharding option, as in 'full_shard offload'."

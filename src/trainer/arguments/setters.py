@@ -79,7 +79,7 @@ class SettersMixin:
             eval_steps=steps,
             per_device_eval_batch_size=batch_size,
             eval_accumulation_steps=accumulation_steps,
-            eval_delay=0 if delay is None else delay,
+            eval_delay=delay,
             prediction_loss_only=loss_only,
         )
 

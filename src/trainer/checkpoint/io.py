@@ -80,6 +80,8 @@ def free_bytes(folder: Path) -> int:
 
 def remove_tree(path: Path) -> None:
     """Remove a folder and all in it, or a link, through the calls above. Nothing there is fine."""
+    if not os.path.lexists(path):
+        return
     if path.is_symlink() or not path.is_dir():
         with suppress(FileNotFoundError):
             unlink(path)

@@ -59,7 +59,7 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
         CheckpointError: if anything is missing or is not what was written, with everything found.
     """
     path = Path(path)
-    scan = Scan(path, keep=True)
+    scan = Scan(path, keep=True, digests=False)
     problems = scan.run()
     if problems:
         raise CheckpointError(
@@ -84,15 +84,20 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
     )
 
 
-def verify(path: str | os.PathLike[str]) -> list[str]:
+def verify(path: str | os.PathLike[str], *, leaves: bool = False) -> list[str]:
     """Read a whole checkpoint and return what is wrong with it, in words; nothing if it is fine.
 
-    Checked are the manifest, the presence, size and SHA-256 of every file, the digest of every leaf of
-    the state, and that the folder is named after the step that it holds. Other files in the folder are
-    not looked at.
+    Checked are the manifest, the presence, size and SHA-256 of every file, that each leaf of the state is
+    in its file, and that the folder is named after the step that it holds. In a damaged file the leaves
+    whose digests do not fit are named. Other files in the folder are not looked at.
+
+    Args:
+        path: the checkpoint's folder.
+        leaves: digest every leaf, not only those of damaged files. Where a file's SHA-256 fits this
+            can only find mistakes made when it was written.
     """
     path = Path(path)
-    scan = Scan(path, keep=False)
+    scan = Scan(path, keep=False, digests=leaves)
     problems = scan.run()
     named = step_of(path)
     if scan.manifest is not None and named not in (None, scan.manifest.step):

@@ -1,6 +1,7 @@
 """One pass over a checkpoint's files that checks all of them and, if asked, keeps what they hold."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ class _Leaf:
         return tensor.view(getattr(torch, self.dtype.removeprefix("torch."))).reshape(self.shape)
 
 
+_Places = dict[str, list[_Leaf]]
+"""The leaves of one file by the name of their tensor there."""
+
+
 @define
 class Scan:
     """A pass over the checkpoint in ``path``; ``run`` does it, the other fields are its results.
@@ -46,6 +51,8 @@ class Scan:
     Attributes:
         path: the folder.
         keep: whether to keep the tensors.
+        digests: whether to digest every leaf. If not, only those in files whose SHA-256 does not fit, to
+            name the damaged ones: the others' bytes are those that were digested when they were saved.
         manifest: what should be there; None if it cannot be read.
         texts: the JSON files of the checkpoint itself (not the model's), as bytes.
         tensors: the leaves of the state by path, on the host, each with memory of its own.
@@ -54,6 +61,7 @@ class Scan:
 
     path: Path
     keep: bool
+    digests: bool
     manifest: Manifest | None = None
     texts: dict[str, bytes] = field(factory=dict)
     tensors: dict[str, Tensor] = field(factory=dict)
@@ -78,23 +86,31 @@ class Scan:
             hashing.join()
             self._compare(shas)
             places = self._places()
-            for name in files:
-                if name not in shas:
-                    shas[name] = self._file(name, places.get(name), hashing)
+            found: set[str] = set()
+            large = [name for name in files if name not in shas]
+            shas = {name: self._file(name, places.get(name), hashing, found) for name in large}
             hashing.join()
-            self._compare({name: sha for name, sha in shas.items() if not _is_text(name)})
-            self._check_leaves(places, hashing.leaves)
+            for name in self._compare(shas):
+                if name in places and not self.digests:
+                    self._digest(name, places[name], hashing)
+            hashing.join()
+            self._check_leaves(places, found, hashing.leaves)
         return self.problems
 
     def _text(self, name: str, hashing: Hashing) -> Any:
+        """Read one of the checkpoint's own JSON files; return as ``_file`` does."""
         sha = new_sha()
-        if self._fits(name):
+        if not self._fits(name):
+            return None
+        try:
             self.texts[name] = (self.path / name).read_bytes()
-            hashing.update(sha, self.texts[name])
-            return sha
-        return None
+        except OSError as error:
+            self._note(name, f"it cannot be read: {error}")
+            return None
+        hashing.update(sha, self.texts[name])
+        return sha
 
-    def _file(self, name: str, places: dict[str, list[_Leaf]] | None, hashing: Hashing) -> Any:
+    def _file(self, name: str, places: _Places | None, hashing: Hashing, found: set[str]) -> Any:
         """Read one file; return its SHA-256 object, or None if a problem was noted already."""
         sha = new_sha()
         if not self._fits(name):
@@ -104,31 +120,48 @@ class Scan:
                 with open(self.path / name, "rb", buffering=0) as file:
                     skim(file, self._expected(name).size, sha, hashing)
             else:
-                self._leaves(name, places, hashing, sha)
+                self._leaves(name, places, hashing, sha, found)
         except (ValueError, OSError) as error:
             self._note(name, f"it cannot be read: {error}")
             return None
         return sha
 
     def _leaves(
-        self, name: str, places: dict[str, list[_Leaf]], hashing: Hashing, sha: Any
+        self, name: str, places: _Places, hashing: Hashing, sha: Any, found: set[str]
     ) -> None:
-        reading = read_tensors(self.path / name, hashing, sha, lambda entry: entry.name in places)
+        """Read a file that holds leaves, keeping and digesting them as the fields say."""
+        needed = self.keep or self.digests
+        reading = read_tensors(
+            self.path / name, hashing, sha, lambda entry: needed and entry.name in places
+        )
         for entry, tensor in reading:
-            if tensor is None:
-                continue
-            for number, leaf in enumerate(places[entry.name]):
+            for number, leaf in enumerate(places.get(entry.name, ())):
+                found.add(leaf.path)
+                if tensor is None:
+                    continue
                 own = leaf.restore(tensor.clone() if number else tensor)
-                hashing.leaf(leaf.path, own)
+                if self.digests:
+                    hashing.leaf(leaf.path, own)
                 if self.keep:
                     self.tensors[leaf.path] = own
 
-    def _places(self) -> dict[str, dict[str, list[_Leaf]]]:
+    def _digest(self, name: str, places: _Places, hashing: Hashing) -> None:
+        """Digest the leaves in a damaged file, as far as it can be read."""
+        reading = read_tensors(
+            self.path / name, hashing, new_sha(), lambda entry: entry.name in places
+        )
+        with suppress(ValueError, OSError):
+            for entry, tensor in reading:
+                for leaf in places.get(entry.name, ()):
+                    if tensor is not None:
+                        hashing.leaf(leaf.path, leaf.restore(tensor))
+
+    def _places(self) -> dict[str, _Places]:
         """Return file -> tensor's name there -> leaves; empty if ``train_state.json`` is damaged."""
         if TRAIN_STATE not in self.texts or self.manifest is None:
             return {}
         train_state = json.loads(self.texts[TRAIN_STATE])
-        places: dict[str, dict[str, list[_Leaf]]] = {}
+        places: dict[str, _Places] = {}
         for path in self.manifest.leaves:
             file, name = train_state["where"].get(path, (OPTIMIZER, path))
             leaf = _Leaf(path, *train_state["raw"].get(path, (None, None)))
@@ -148,25 +181,30 @@ class Scan:
             self._note(name, f"it has {size} bytes, expected {expected}")
         return size == expected
 
-    def _compare(self, shas: dict[str, Any]) -> None:
-        """Compare the files' digests with the manifest's; forget texts that do not fit."""
+    def _compare(self, shas: dict[str, Any]) -> list[str]:
+        """Compare the files' digests with the manifest's; return, and forget, those that differ."""
+        differing = []
         for name, sha in shas.items():
             expected = self._expected(name).sha256
             if sha is not None and sha.hexdigest() != expected:
                 self._note(name, f"its SHA-256 is {sha.hexdigest()}, expected {expected}")
                 self.texts.pop(name, None)
+                differing.append(name)
+        return differing
 
     def _check_leaves(
-        self, places: dict[str, dict[str, list[_Leaf]]], digests: dict[str, str]
+        self, places: dict[str, _Places], found: set[str], digests: dict[str, str]
     ) -> None:
         assert self.manifest is not None
         for file, names in places.items():
             whole = file not in self._damaged
             for leaf in (leaf for leaves in names.values() for leaf in leaves):
-                if leaf.path in digests:
-                    if digests[leaf.path] != self.manifest.leaves[leaf.path]:
-                        self._note(file, f"the values of {leaf.path} are not those saved")
-                elif whole:  # of a file with another problem, nothing more need be said
+                if (
+                    digests.get(leaf.path, self.manifest.leaves[leaf.path])
+                    != (self.manifest.leaves[leaf.path])
+                ):
+                    self._note(file, f"the values of {leaf.path} are not those saved")
+                elif whole and leaf.path not in found:
                     self._note(file, f"{leaf.path} is not in it")
 
     def _note(self, name: str, what: str) -> None:

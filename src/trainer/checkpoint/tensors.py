@@ -45,11 +45,20 @@ _MAX_HEADER = 100_000_000  # the limit of the safetensors package
 
 @frozen
 class Entry:
-    """One tensor in a file; ``dtype`` is None for a type that this version does not know."""
+    """One tensor in a file.
+
+    Attributes:
+        name: its name there.
+        dtype: its type; None for one that this version does not know.
+        shape: its lengths.
+        start: where its bytes begin, counted from the end of the header.
+        size: how many bytes it has.
+    """
 
     name: str
     dtype: torch.dtype | None
     shape: tuple[int, ...]
+    start: int
     size: int
 
 
@@ -120,6 +129,28 @@ def read_tensors(
             yield entry, tensor
 
 
+def read_index(path: Path) -> tuple[list[Entry], int]:
+    """Read only a file's header; return its entries and where in the file the data begin.
+
+    Raises:
+        ValueError: if the file is not in the format.
+    """
+    with open(path, "rb", buffering=0) as file:
+        entries, header = _read_header(file, path.stat().st_size)
+    return entries, len(header)
+
+
+def read_bytes(path: Path, start: int, size: int) -> bytearray:
+    """Read ``size`` bytes at ``start``; fewer if the file ends there."""
+    data = bytearray(size)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        done = 0
+        while done < size and (count := file.readinto(memoryview(data)[done:])):
+            done += count
+    return data[:done] if done < size else data
+
+
 def skim(file: Any, size: int, sha: Any, hashing: Hashing) -> None:
     """Read ``size`` bytes for their hash alone."""
     while size:
@@ -155,27 +186,26 @@ def _read_header(file: Any, size: int) -> tuple[list[Entry], bytes]:
     text = file.read(length)
     try:
         header = json.loads(text)
-        specs = {name: spec for name, spec in header.items() if name != "__metadata__"}
-        entries = [(*spec["data_offsets"], _entry(name, spec)) for name, spec in specs.items()]
-        entries.sort(key=lambda item: item[:2])
+        entries = [_entry(name, spec) for name, spec in header.items() if name != "__metadata__"]
+        entries.sort(key=lambda entry: (entry.start, entry.size))
         end = 0
-        for start, stop, entry in entries:
-            if start != end or stop - start != entry.size:
+        for entry in entries:
+            if entry.start != end:
                 raise ValueError(f"tensor {entry.name} does not fit its place")
-            end = stop
+            end += entry.size
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"its header is damaged: {error}") from None
     if end != size - 8 - length:
         raise ValueError(f"it holds {size - 8 - length} bytes of tensors, its header says {end}")
-    return [entry for _, _, entry in entries], prefix + text
+    return entries, prefix + text
 
 
 def _entry(name: str, spec: Mapping[str, Any]) -> Entry:
-    shape = tuple(spec["shape"])
-    if any(type(length) is not int or length < 0 for length in shape):
-        raise ValueError(f"tensor {name} has the shape {shape}")
+    shape, (start, stop) = tuple(spec["shape"]), spec["data_offsets"]
+    if any(type(length) is not int or length < 0 for length in (*shape, start, stop - start)):
+        raise ValueError(f"tensor {name} has the shape {shape} and the offsets {start}, {stop}")
     dtype = _DTYPES.get(spec["dtype"])
-    if dtype is None:  # a type that only other programs write; its bytes are still hashed
-        start, stop = spec["data_offsets"]
-        return Entry(name, None, shape, max(0, stop - start))
-    return Entry(name, dtype, shape, math.prod(shape) * dtype.itemsize)
+    # The size of a type that only other programs write is not known; its bytes are still hashed.
+    if dtype is not None and math.prod(shape) * dtype.itemsize != stop - start:
+        raise ValueError(f"tensor {name} does not fit its place")
+    return Entry(name, dtype, shape, start, stop - start)

@@ -30,8 +30,7 @@ from trainer.checkpoint.layout import (
     siblings,
 )
 from trainer.checkpoint.manifest import File, Manifest, to_json
-from trainer.checkpoint.weights import Stored, absorb_model, write_rest
-from trainstep import tree
+from trainer.checkpoint.weights import Stored, absorb_model, mend, write_rest
 from trainstep.serialize import to_flat
 
 _SLACK = 1 << 16
@@ -68,19 +67,22 @@ def save(root: str | os.PathLike[str], step: int, contents: Contents) -> Path:
 def tidy(root: Path, step: int) -> None:
     """Remove what killed saves and rotations left in ``root``, and put back what one set aside.
 
-    Touches the hidden folders of processes that are gone, and those of ``step`` whoever's they are.
-    What cannot be removed stays.
+    Touches the hidden folders of this process and of those that are gone, and those of ``step``
+    whoever's they are. Folders that this process is writing for another step stay, as does what
+    cannot be removed.
     """
-    for sibling in siblings(root):
-        mine = sibling.pid == os.getpid() or not _alive(sibling.pid)
+    for path, kind, its_step, pid in siblings(root):
+        mine = pid == os.getpid()
+        gone = not mine and not _alive(pid)
         with suppress(OSError):
-            if sibling.kind != "old":
-                if sibling.step == step or not _alive(sibling.pid):
-                    io.remove_tree(sibling.path)
-            elif mine and not (place := checkpoint_dir(root, sibling.step)).exists():
-                io.rename(sibling.path, place)  # killed between the two renames of _publish
-            elif mine and (place / MANIFEST).exists():
-                io.remove_tree(sibling.path)
+            if kind == "old":
+                place = checkpoint_dir(root, its_step)
+                if (mine or gone) and not place.exists():
+                    io.rename(path, place)  # killed between the two renames of _publish
+                elif (mine or gone) and (place / MANIFEST).exists():
+                    io.remove_tree(path)
+            elif gone or its_step == step or (mine and kind == "gone"):
+                io.remove_tree(path)
 
 
 @define
@@ -105,7 +107,7 @@ def _prepare(contents: Contents) -> _Prepared:
     _json(f"{TRAIN_STATE} (data position)", contents.position)
     if contents.state is not None:
         leaves, metadata = to_flat(contents.state)
-        _check_leaves(leaves, sum(isinstance(x, Tensor) for x in tree.leaves(contents.state)))
+        _check_leaves(leaves)
     weighed = leaves or contents.model_tensors or {}
     needed = sum(t.numel() * t.element_size() for t in weighed.values()) + _SLACK
     needed += sum(len(text) for text in files.values())
@@ -122,12 +124,7 @@ def _json(name: str, value: Any) -> bytes:
         ) from error
 
 
-def _check_leaves(leaves: dict[str, Tensor], count: int) -> None:
-    if len(leaves) != count:
-        raise CheckpointError(
-            f"the state holds {count} tensors but only {len(leaves)} different paths: two names that "
-            "differ by a slash collide; rename one"
-        )
+def _check_leaves(leaves: dict[str, Tensor]) -> None:
     for path, tensor in leaves.items():
         if hasattr(tensor, "placements") or tensor.is_sparse or tensor.device.type == "meta":
             raise CheckpointError(
@@ -152,6 +149,8 @@ def _write(folder: Path, step: int, contents: Contents, prepared: _Prepared) -> 
         stored = _absorb(folder, prepared, hashing, syncing)
         if contents.state is not None:
             write_rest(folder, prepared.leaves, stored, hashing)
+            hashing.join()
+            mend(folder, prepared.leaves, stored, hashing)
         where = {"where": stored.where, "raw": stored.raw}
         files = {**prepared.files, TRAIN_STATE: to_json({**prepared.train_state, **where})}
         for name, data in files.items():
@@ -178,7 +177,7 @@ def _absorb(folder: Path, prepared: _Prepared, hashing: Hashing, syncing: Worker
         return absorb_model(folder, prepared.leaves, hashing, syncing)
     except ValueError as error:
         raise CheckpointError(
-            f"write_model left a file that is not in the safetensors format: {error}"
+            f"write_model left a file that is not in the safetensors format, {error}"
         ) from error
 
 

@@ -42,6 +42,11 @@ class FilteringCollator:
 
     def __call__(self, samples: list[Any]) -> Any:
         """Collate the samples without the keys that the model does not take."""
-        if samples and isinstance(samples[0], Mapping) and not self.kept >= samples[0].keys():
-            samples = [{k: v for k, v in s.items() if k in self.kept} for s in samples]
+        if any(isinstance(s, Mapping) and not self.kept >= s.keys() for s in samples):
+            samples = [self._filtered(sample) for sample in samples]
         return self.collate(samples)
+
+    def _filtered(self, sample: Any) -> Any:
+        if not isinstance(sample, Mapping):
+            return sample
+        return {key: value for key, value in sample.items() if key in self.kept}

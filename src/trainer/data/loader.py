@@ -6,12 +6,26 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from attrs import evolve
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    default_collate,
+)
 
+from trainer.data.collators import (
+    DataCollatorWithPadding,
+    DefaultDataCollator,
+    default_data_collator,
+)
+from trainer.data.columns import FilteringCollator
 from trainer.data.lengths import sample_lengths
 from trainer.data.order import LengthGrouped, Order, Permutation, Sequential
 from trainer.data.sampler import GlobalBatchSampler
-from trainer.data.seeding import SeededCollator, SeededDataset, WorkerInit
+from trainer.data.seeding import SeededCollator, SeededDataset, WorkerInit, has_transform, mix
 from trainer.plan import length_of
 
 logger = logging.getLogger(__name__)
@@ -73,12 +87,37 @@ def make_loader(
         drop_last = args.dataloader_drop_last
         return DataLoader(dataset, batch_size, collate_fn=collate, drop_last=drop_last, **options)
     sampler = GlobalBatchSampler(order, batch_size, drop_last=args.dataloader_drop_last)
+    seeded = not (is_deterministic(dataset) and is_deterministic(collate))
     return DataLoader(
-        SeededDataset(dataset, seed),
+        SeededDataset(dataset, seed, enabled=seeded),
         batch_sampler=sampler,
         collate_fn=SeededCollator(collate),
         **options,
     )
+
+
+def is_deterministic(part: Any) -> bool:
+    """Tell whether a dataset or collator is known to draw no random numbers, so needs no seeds.
+
+    Known are lists, PyTorch's TensorDataset, tables of ``datasets`` without a transform, the plain
+    collators, and views of these; anything else can say so by an attribute ``deterministic = True``.
+    """
+    declared = getattr(part, "deterministic", None)
+    if declared is not None:
+        return bool(declared)
+    if isinstance(part, Subset):
+        return is_deterministic(part.dataset)
+    if isinstance(part, ConcatDataset):
+        return all(map(is_deterministic, part.datasets))
+    if isinstance(part, FilteringCollator):
+        return is_deterministic(part.collate)
+    if isinstance(
+        part, list | tuple | TensorDataset | DefaultDataCollator | DataCollatorWithPadding
+    ):
+        return True
+    if part in (default_data_collator, default_collate):
+        return True
+    return hasattr(part, "column_names") and not has_transform(part)
 
 
 def is_iterable(dataset: Any) -> bool:
@@ -97,12 +136,16 @@ def batches_from(loader: Iterable[Any], epoch: int, skip: int) -> Iterator[Any]:
     sampler = getattr(loader, "batch_sampler", None)
     if isinstance(sampler, GlobalBatchSampler):
         sampler.set_position(epoch, skip)
+        _seed_workers(loader, epoch)
         yield from loader
         return
-    for owner in (loader, sampler, getattr(loader, "sampler", None), getattr(loader, "dataset", 0)):
-        if hasattr(owner, "set_epoch"):
-            owner.set_epoch(epoch)
+    inner = (getattr(loader, "sampler", None), getattr(loader, "dataset", None))
+    for owner in (loader, sampler, *inner):
+        set_epoch = getattr(owner, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)
             break
+    _seed_workers(loader, epoch)
     iterator = iter(loader)
     if skip:
         logger.warning(
@@ -113,3 +156,11 @@ def batches_from(loader: Iterable[Any], epoch: int, skip: int) -> Iterator[Any]:
         for _ in islice(iterator, skip):
             pass
     yield from iterator
+
+
+def _seed_workers(loader: Any, epoch: int) -> None:
+    """Make what workers of our loaders draw, outside a sample's seeding, a function of the epoch."""
+    start = getattr(loader, "worker_init_fn", None)
+    if isinstance(start, WorkerInit):
+        loader.worker_init_fn = evolve(start, epoch=epoch)
+        loader.generator.manual_seed(mix(start.seed, epoch))  # for get_worker_info().seed

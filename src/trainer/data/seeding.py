@@ -14,33 +14,21 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any
 
 import attrs
 import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from trainstep.rng import mix as splitmix64
+
 MASK64 = (1 << 64) - 1
 
 # Separates the seeds of collators and workers from those of samples: index and epoch stay below it.
 _COLLATE, _WORKER = (1 << 63) + 1, (1 << 63) + 2
 
-_Bits = TypeVar("_Bits", int, "np.ndarray[Any, Any]")
-
 _preserving: ContextVar[bool] = ContextVar("trainer_host_rng_preserved", default=False)
-
-
-def splitmix64(x: _Bits) -> _Bits:
-    """The output of splitmix64 (Steele, Lea and Flood, 2014) from state ``x``.
-
-    It is a bijection of the 64-bit integers.
-    ``x`` is a Python int in [0, 2**64) or an array of uint64, whose arithmetic wraps by itself.
-    """
-    x = (x + 0x9E3779B97F4A7C15) & MASK64
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK64
-    return x ^ (x >> 31)
 
 
 def mix(*ints: int) -> int:

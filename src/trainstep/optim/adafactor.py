@@ -81,8 +81,13 @@ def adafactor(
                 torch._foreach_clamp_min_(updates, floor * floor)
                 torch._foreach_rsqrt_(updates)
                 torch._foreach_mul_(updates, gs)
-                for update, size in zip(updates, sizes, strict=True):
-                    _scale_(update, -size / _rms(update, d).clamp(min=1.0))
+                _scale_(
+                    updates,
+                    [
+                        -size / _rms(update, d).clamp(min=1.0)
+                        for update, size in zip(updates, sizes, strict=True)
+                    ],
+                )
                 torch._foreach_add_(ps, updates)
 
     return Optimizer("adafactor", init, kernel, {"lr": lr, "weight_decay": weight_decay})
@@ -115,9 +120,13 @@ def _rms(tensor: Tensor, unit: float = 1.0) -> Tensor:
     return tensor.norm(2).double() / ((tensor.numel() ** 0.5) * unit)
 
 
-def _scale_(tensor: Tensor, factor: Tensor) -> None:
-    """Multiply by a float64 scalar on the device as a host number would: rounded once, to float32."""
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor.copy_(tensor.float().mul_(factor))
-    else:
-        tensor.mul_(factor)
+def _scale_(tensors: list[Tensor], factors: list[Tensor]) -> None:
+    """Multiply by float64 scalars, with the bits of multiplying by host numbers."""
+    if tensors[0].is_cpu:
+        torch._foreach_mul_(tensors, [factor.item() for factor in factors])
+        return
+    for tensor, factor in zip(tensors, factors, strict=True):
+        if tensor.dtype in (torch.bfloat16, torch.float16):  # a kernel takes a number as float32
+            tensor.copy_(tensor.float().mul_(factor))
+        else:
+            tensor.mul_(factor)

@@ -53,7 +53,8 @@ def adagrad(
         lr, (floor,) = hyper["lr"], numbers(hyper, "eps")
         for names in groups(params, grads):
             ps = pick(params, names)
-            gs = descent(ps, pick(grads, names), hyper["weight_decay"], maximize)
+            given = pick(grads, names)
+            gs = descent(ps, given, hyper["weight_decay"], maximize)
             sums = pick(state["sum"], names)
             torch._foreach_addcmul_(sums, gs, gs, value=1)
             roots = list(torch._foreach_sqrt(sums))
@@ -64,6 +65,10 @@ def adagrad(
             else:
                 steps = tick(pick(state["step"], names)) if lr_decay != 0 else [1.0] * len(names)
                 rates = [-float(lr) / (1 + (step - 1) * lr_decay) for step in steps]
-                torch._foreach_addcdiv_(ps, torch._foreach_mul(gs, rates), roots)
+                if gs is given:
+                    gs = list(torch._foreach_mul(gs, rates))
+                else:  # as PyTorch does: in bfloat16 on the CPU the two round rates differently
+                    torch._foreach_mul_(gs, rates)
+                torch._foreach_addcdiv_(ps, gs, roots)
 
     return Optimizer("adagrad", init, kernel, {"lr": lr, "weight_decay": weight_decay, "eps": eps})

@@ -20,7 +20,7 @@ def from_torch(factory: Callable[..., torch.optim.Optimizer], **options: Any) ->
 
     Args:
         factory: called as ``factory(parameters, **options)``.
-        options: its keyword arguments; those that are floats can be overridden through ``hyper``.
+        options: its keyword arguments; those that are numbers can be overridden through ``hyper``.
 
     Returns:
         An ``Optimizer``. Its state is complete from the start: ``init`` runs one step on zero gradients
@@ -40,6 +40,8 @@ def from_torch(factory: Callable[..., torch.optim.Optimizer], **options: Any) ->
         return optimizer
 
     def init(params: Params) -> OptState:
+        if not params:  # an empty group of partition(); classes refuse to be made of nothing
+            return {"live": {}, "state": {}, "groups": []}
         copies = {n: p.detach().clone() for n, p in params.items()}
         zero = {n: torch.zeros_like(p) for n, p in copies.items()}
         probe = make(list(copies.values()))
@@ -51,6 +53,8 @@ def from_torch(factory: Callable[..., torch.optim.Optimizer], **options: Any) ->
         }
 
     def kernel(params: Params, grads: Grads, state: OptState, hyper: Hyper) -> None:
+        if not grads:
+            return
         leaves = {n: params[n].detach() for n in grads}
         optimizer = make(list(leaves.values()))
         for group, kept in zip(optimizer.param_groups, state["groups"], strict=True):
@@ -64,8 +68,9 @@ def from_torch(factory: Callable[..., torch.optim.Optimizer], **options: Any) ->
             state["live"][n].fill_(True)
         state["groups"] = _options_of(optimizer)
 
-    first = _options_of(make([torch.zeros(1)]))[0]
-    known = {k: v for k, v in first.items() if isinstance(v, float)}
+    # A matrix, because Muon takes nothing else.
+    first = _options_of(make([torch.zeros(1, 1)]))[0]
+    known = {k: v for k, v in first.items() if isinstance(v, int | float) and type(v) is not bool}
     hyper = {"lr": known["lr"]} if "lr" in known else {}
     return Optimizer(name, init, kernel, hyper, frozenset(known))
 

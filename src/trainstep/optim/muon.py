@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainstep.optim.base import Optimizer, check_range, groups, pick, zeros
-from trainstep.optim.multi import add_scaled_, numbers, shrink_
+from trainstep.optim.multi import numbers
 from trainstep.types import Grads, Hyper, OptState, Params
 
 AdjustLr = Literal["original", "match_rms_adamw"]
@@ -81,10 +81,15 @@ def muon(
             means = pick(state["momentum_buffer"], names)
             torch._foreach_lerp_(means, gs, 1 - mass)
             updates = list(torch._foreach_lerp(gs, means, mass)) if nesterov else means
-            shrink_(ps, lr, hyper["weight_decay"])
             for p, update in zip(ps, updates, strict=True):
                 direction = _orthogonalised(update, ns_coefficients, ns_steps, eps)
-                add_scaled_([p], [direction], -(lr * _rate_ratio(p, adjust_lr_fn)))
+                # One by one, as PyTorch does: multi-tensor kernels round otherwise in bfloat16 on the CPU.
+                p.mul_(1 - lr * hyper["weight_decay"])
+                size = -(lr * _rate_ratio(p, adjust_lr_fn))
+                if isinstance(size, Tensor):
+                    p.add_(direction.to(p.dtype) * size)
+                else:
+                    p.add_(direction, alpha=size)
 
     hyper = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum}
     return Optimizer("muon", init, kernel, hyper)

@@ -1,4 +1,8 @@
-"""Stochastic gradient descent with momentum, with the bits of ``torch.optim.SGD``."""
+"""Stochastic gradient descent with momentum, with the bits of ``torch.optim.SGD(foreach=True)``.
+
+In float32 and float64 these are also the bits of ``foreach=False``; in bfloat16 on the CPU PyTorch's two
+differ from each other.
+"""
 
 import torch
 from torch import Tensor

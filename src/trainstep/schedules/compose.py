@@ -2,6 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 from trainstep.schedules.base import check
 from trainstep.schedules.decay import constant
@@ -24,7 +25,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
             f"got {len(boundaries)}"
         )
     starts = [0, *boundaries]
-    if any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
+    if any(b <= a for a, b in pairwise(starts)):
         raise ValueError(
             f"schedules.join: boundaries must rise and be above 0, got {list(boundaries)}"
         )

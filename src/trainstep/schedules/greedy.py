@@ -1,5 +1,6 @@
 """``greedy``: raise the rate while a metric improves, lower it while it does not (GreedyLR)."""
 
+from collections.abc import Iterable
 from typing import Literal, SupportsFloat
 
 from attrs import evolve, field, frozen
@@ -8,6 +9,10 @@ from trainstep.schedules.plateau import check_metric_options, improves
 
 _FLOOR = 1e-3
 """The reference's lowest rate, which is above many initial ones."""
+
+
+def _as_tuple(values: Iterable[float]) -> tuple[float, ...]:
+    return tuple(values)  # JSON gives lists back
 
 
 @frozen
@@ -33,7 +38,7 @@ class GreedyState:
     cooldown: int = 0
     warmup: int = 0
     floored: int = 0
-    window: tuple[float, ...] = field(default=(), converter=tuple)
+    window: tuple[float, ...] = field(default=(), converter=_as_tuple)
     total: float = 0.0
 
 

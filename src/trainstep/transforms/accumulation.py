@@ -65,17 +65,17 @@ def _add(grads: Grads, state: Any, context: Context) -> Any:
 
 
 def _take(state: Any, params: Params, context: Context) -> tuple[Grads, Any]:
-    """Return the means and an empty state."""
-    reached, weight = state["reached"], state["weight"]
-    means = {name: state["sum"][name] / weight.to(p.device) for name, p in params.items()}
+    """Return the means and an empty state; the sums are ours, since ``_add`` made or got them."""
+    sums, reached, weight = state["sum"], state["reached"], state["weight"]
+    means = {name: total.clone() for name, total in sums.items()} if context.donated else sums
     if context.donated:
-        for total in state["sum"].values():
+        for total in sums.values():
             total.fill_(-0.0)
-        sums = state["sum"]
     else:
         sums = {name: _empty(param) for name, param in params.items()}
-    empty = {"sum": sums, "reached": reached, "weight": torch.zeros_like(weight)}
-    return {n: g for n, g in means.items() if reached[n]}, {**empty, "unit": state["unit"]}
+    means = {name: mean.div_(weight.to(mean.device)) for name, mean in means.items()}
+    empty = {**state, "sum": sums, "weight": torch.zeros_like(weight)}
+    return {n: g for n, g in means.items() if reached[n]}, empty
 
 
 def _empty(param: Tensor) -> Tensor:

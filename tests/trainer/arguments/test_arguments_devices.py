@@ -1,6 +1,7 @@
 """Devices and processes: lazy, and right on one process and on several."""
 
 import logging
+import os
 import subprocess
 import sys
 from datetime import timedelta
@@ -302,3 +303,18 @@ def test_on_a_gpu(tf32_settings):
     assert tf32_settings() == (True, True)
     assert TrainingArguments(use_cpu=True).device == CPU
     assert TrainingArguments().device.type == "cuda"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_construction_does_not_start_cuda():
+    code = (
+        "import torch; from trainer.arguments import TrainingArguments as T\n"
+        "args = T(bf16=True, tf32=True); args.set_training(); assert not torch.cuda.is_initialized()\n"
+        "assert args.device.type == 'cuda'; assert torch.cuda.is_initialized()"
+    )
+    environment = os.environ | {"PYTHONPATH": ":".join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from trainer.arguments import enums
+from trainer.arguments import TrainingArguments, enums
 
 HOMES = {
     "IntervalStrategy": "transformers.trainer_utils",
@@ -33,6 +33,19 @@ def test_a_member_of_the_peer_is_accepted():
     found = enums.IntervalStrategy(theirs.STEPS)
     assert found is enums.IntervalStrategy.STEPS
     assert found == theirs.STEPS
+
+
+def test_arguments_take_members_of_the_peer():
+    utils = pytest.importorskip("transformers.trainer_utils")
+    debug = pytest.importorskip("transformers.debug_utils").DebugOption
+    args = TrainingArguments(
+        eval_strategy=utils.IntervalStrategy.EPOCH,
+        fsdp=[utils.FSDPOption.FULL_SHARD],
+        debug=[debug.UNDERFLOW_OVERFLOW],
+    )
+    assert args.eval_strategy is enums.IntervalStrategy.EPOCH
+    assert args.fsdp == [enums.FSDPOption.FULL_SHARD]
+    assert args.debug == [enums.DebugOption.UNDERFLOW_OVERFLOW]
 
 
 def test_a_member_is_its_value():

@@ -1,0 +1,107 @@
+"""The Hugging Face Trainer beside ours, in one process, on the same model, data and seed."""
+
+import copy
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from attrs import frozen
+from torch import nn
+
+from support.shell import Recorder, make_trainer, options, samples, timeless, weights
+
+
+def tiny(name: str, **changes: Any) -> nn.Module:
+    """Make a language model of transformers, a few thousand parameters, without dropout."""
+    transformers = pytest.importorskip("transformers")
+    small: dict[str, Any] = {"vocab_size": 23, "bos_token_id": 0, "eos_token_id": 0}
+    if name == "gpt2":
+        small |= {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12}
+        small |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        make, config = transformers.GPT2LMHeadModel, transformers.GPT2Config
+    else:
+        small |= {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+        small |= {"num_attention_heads": 2, "max_position_embeddings": 12}
+        make, config = transformers.LlamaForCausalLM, transformers.LlamaConfig
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make(config(**(small | changes)))
+
+
+def texts(n: int, length: int = 8, seed: int = 0, ignored: int = 0) -> list[dict[str, Any]]:
+    """Make ``n`` random token sequences; of sample i, the first ``i % (ignored + 1)`` are no labels."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = []
+    for i in range(n):
+        ids = torch.randint(1, 23, (length,), generator=generator)
+        labels = ids.clone()
+        labels[: i % (ignored + 1)] = -100
+        rows.append({"input_ids": ids, "labels": labels})
+    return rows
+
+
+@frozen
+class Side:
+    """What one of the two trainers did."""
+
+    trainer: Any
+    events: list[Any]
+    result: Any
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """The log records without times."""
+        return timeless(self.trainer.state.log_history)
+
+
+def theirs(
+    folder: Path,
+    model: nn.Module,
+    *,
+    train: Any = None,
+    evaluation: Any = None,
+    callbacks: Iterable[Any] = (),
+    more: dict[str, Any] | None = None,
+    **changes: Any,
+) -> Any:
+    """Build the Hugging Face Trainer with the arguments of ``make_trainer``."""
+    transformers = pytest.importorskip("transformers")
+    return transformers.Trainer(
+        model,
+        transformers.TrainingArguments(**options(folder, **changes)),
+        train_dataset=samples() if train is None else train,
+        eval_dataset=samples(5, seed=1) if evaluation is None else evaluation,
+        callbacks=list(callbacks),
+        **(more or {}),
+    )
+
+
+def both(
+    folder: Path,
+    model: nn.Module,
+    act: Callable[[Any], Any] = lambda trainer: trainer.train(),
+    **settings: Any,
+) -> tuple[Side, Side]:
+    """Let both trainers ``act`` on copies of one model; returns ``(ours, theirs)``."""
+    sides = []
+    for name, build in (("ours", make_trainer), ("theirs", theirs)):
+        recorder = Recorder()
+        with warnings.catch_warnings():
+            if name == "theirs":
+                warnings.simplefilter("ignore")
+            trainer = build(
+                folder / name, copy.deepcopy(model), callbacks=[recorder], **settings
+            )
+            sides.append(Side(trainer, recorder.events, act(trainer)))
+    return sides[0], sides[1]
+
+
+def assert_same_weights(ours: Side, other: Side) -> None:
+    """Assert that both models have the same bits."""
+    mine, given = weights(ours.trainer), weights(other.trainer)
+    assert mine.keys() == given.keys()
+    different = [name for name in mine if not torch.equal(mine[name], given[name])]
+    assert not different, different

@@ -1,0 +1,116 @@
+"""Running sums of what is logged."""
+
+import json
+import logging
+
+import pytest
+import torch
+
+from trainer.meter import Meter
+
+
+def add(meter: Meter, step: int, loss: float, norm: float = 1.0) -> None:
+    meter.add({"loss": torch.tensor(loss), "grad_norm": torch.tensor(norm)}, step)
+
+
+def test_means_are_over_the_updates_since_the_last_read() -> None:
+    meter = Meter(True)
+    assert not meter.pending
+    for step, loss in enumerate([1.0, 2.0, 6.0], 1):
+        add(meter, step, loss)
+
+    assert meter.pending
+    assert meter.read(3) == 3.0
+    assert not meter.pending
+    add(meter, 4, 5.0)
+    assert meter.read(4) == 5.0
+
+
+def test_the_mean_of_the_run_has_what_was_read_and_what_was_not() -> None:
+    meter = Meter(True)
+    assert meter.mean(0) == 0.0
+    for step, loss in enumerate([1.0, 2.0], 1):
+        add(meter, step, loss)
+    meter.read(2)
+    add(meter, 3, 6.0)
+
+    assert meter.mean(3) == 3.0
+    assert meter.pending  # asking changes nothing
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_loss_that_is_not_finite_is_replaced_by_the_mean_so_far(
+    bad: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    meter = Meter(True)
+    for step, loss in enumerate([1.0, 3.0, bad, 4.0], 1):
+        add(meter, step, loss)
+
+    # As the Hugging Face Trainer: the sum so far over (1 + updates so far), here 4 / 3.
+    assert meter.read(4) == pytest.approx((1 + 3 + 4 / 3 + 4) / 4, rel=1e-6)
+    assert "1 of the last 4 updates (to step 4) had a loss or gradient that is not finite" in (
+        caplog.text
+    )
+
+
+def test_the_first_loss_may_be_bad() -> None:
+    meter = Meter(True)
+    add(meter, 1, float("nan"))
+    add(meter, 2, 3.0)
+
+    assert meter.read(2) == 1.5
+
+
+def test_without_the_filter_a_bad_loss_shows() -> None:
+    meter = Meter(False)
+    add(meter, 1, 1.0)
+    add(meter, 2, float("inf"))
+
+    assert meter.read(2) == float("inf")
+
+
+def test_gradients_that_are_not_finite_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    meter = Meter(True)
+    add(meter, 1, 1.0, float("nan"))
+    add(meter, 2, 1.0)
+    with caplog.at_level(logging.WARNING):
+        assert meter.read(2) == 1.0
+    assert "1 of the last 2 updates" in caplog.text
+    caplog.clear()
+    add(meter, 3, 1.0)
+    meter.read(3)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_restored_meter_goes_on_with_the_same_bits(dtype: torch.dtype) -> None:
+    meters = [Meter(True), Meter(True)]
+    losses = (torch.rand(9, generator=torch.Generator().manual_seed(0)) * 3).to(dtype)
+
+    def feed(meter: Meter, step: int) -> None:
+        norm = torch.tensor(float("nan") if step == 5 else 1.0)
+        meter.add({"loss": losses[step - 1], "grad_norm": norm}, step)
+
+    for step in range(1, 6):
+        feed(meters[0], step)
+        if step == 3:
+            meters[0].read(3)
+    stored = json.loads(json.dumps(meters[0].state()))
+    meters[1].restore(stored, torch.device("cpu"))
+
+    assert meters[1].state() == meters[0].state()
+    for step in range(6, 10):
+        for meter in meters:
+            feed(meter, step)
+    assert meters[0].read(9) == meters[1].read(9)
+    assert meters[0].mean(9) == meters[1].mean(9)
+
+
+def test_an_empty_meter_can_be_stored() -> None:
+    meter, other = Meter(True), Meter(True)
+    add(meter, 1, 1.25)
+    meter.read(1)
+    other.restore(json.loads(json.dumps(meter.state())), torch.device("cpu"))
+
+    assert not other.pending
+    assert other.mean(1) == 1.25

@@ -1,0 +1,53 @@
+"""Arguments that this version cannot honour."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.shell import make_args, make_trainer
+
+from trainer.support import refuse_unsupported
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("torch_compile", True),
+        ("gradient_checkpointing", True),
+        ("auto_find_batch_size", True),
+        ("neftune_noise_alpha", 5.0),
+        ("label_smoothing_factor", 0.1),
+        ("use_liger_kernel", True),
+        ("skip_memory_metrics", False),
+        ("push_to_hub", True),
+        ("full_determinism", True),
+        ("torch_empty_cache_steps", 2),
+        ("async_save", True),
+        ("exact_reduction", True),
+        ("checkpoint_format", "hf"),
+        ("log_digest_steps", 3),
+        ("optim_target_modules", "all-linear"),
+        ("report_to", ["tensorboard"]),
+        ("fsdp", True),
+    ],
+)
+def test_an_argument_without_effect_is_refused_when_the_trainer_is_built(
+    name: str, value: Any, tmp_path: Path
+) -> None:
+    args = make_args(tmp_path)
+    setattr(args, name, value)
+    with pytest.raises(NotImplementedError, match=f"not available in this version: {name}="):
+        refuse_unsupported(args)
+    with pytest.raises(NotImplementedError, match="Leave these at their defaults"):
+        make_trainer(tmp_path, **{name: value})
+
+
+def test_all_of_them_are_listed_at_once(tmp_path: Path) -> None:
+    args = make_args(tmp_path)
+    args.torch_compile, args.async_save, args.fsdp = True, True, "full_shard"
+    with pytest.raises(NotImplementedError, match=r"torch_compile=True, async_save=True, fsdp='full_shard'\."):
+        refuse_unsupported(args)
+
+
+def test_the_defaults_are_supported(tmp_path: Path) -> None:
+    refuse_unsupported(make_args(tmp_path))
