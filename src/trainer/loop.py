@@ -18,16 +18,16 @@ from trainstep.types import Grads, Metrics
 
 
 class Event(Enum):
-    """What has just happened, or is about to."""
+    """What has just happened, or is about to; the value is the name of the callbacks' method."""
 
-    TRAIN_BEGIN = "train_begin"
-    EPOCH_BEGIN = "epoch_begin"
-    STEP_BEGIN = "step_begin"
-    SUBSTEP_END = "substep_end"
-    PRE_OPTIMIZER_STEP = "pre_optimizer_step"
-    OPTIMIZER_STEP = "optimizer_step"
-    STEP_END = "step_end"
-    EPOCH_END = "epoch_end"
+    TRAIN_BEGIN = "on_train_begin"
+    EPOCH_BEGIN = "on_epoch_begin"
+    STEP_BEGIN = "on_step_begin"
+    SUBSTEP_END = "on_substep_end"
+    PRE_OPTIMIZER_STEP = "on_pre_optimizer_step"
+    OPTIMIZER_STEP = "on_optimizer_step"
+    STEP_END = "on_step_end"
+    EPOCH_END = "on_epoch_end"
 
 
 class Control(Protocol):

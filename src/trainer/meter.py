@@ -1,23 +1,28 @@
-"""What is logged about training, added up on the device and read when a log is due."""
+"""What is logged about training: kept as device scalars, read in one go when a log is due."""
 
 import logging
+import math
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import define, field
+from torch import Tensor
 
 from trainstep.types import Metrics
 
 logger = logging.getLogger(__name__)
+
+# Scalars are folded into the sums after so many updates, so that a run without logs stays small.
+_FOLD = 1024
 
 
 @define(eq=False)
 class Meter:
     """Sums of the loss since the last log and over the whole run, resumed parts included.
 
-    Nothing here reads a tensor until ``read``: adding costs a few scalar operations on the device and
-    no host sync.
+    Adding keeps a reference to two scalars and does nothing else: no operation, no host sync.
 
     Attributes:
         filter_nonfinite: leave non-finite losses out of the logged mean (they are counted apart).
@@ -28,31 +33,26 @@ class Meter:
     filter_nonfinite: bool
     started: float = field(factory=time.time)
     total: float = 0.0
-    _sum: Any = field(default=None, init=False)
-    _bad: Any = field(default=None, init=False)
-    _last: int = field(default=0, init=False)
+    _waiting: list[tuple[Tensor, Tensor]] = field(factory=list, init=False)
+    _sum: Any = field(default=None, init=False)  # NumPy scalar in the loss's dtype
+    _count: int = field(default=0, init=False)
+    _bad: int = field(default=0, init=False)
 
-    def add(self, metrics: Metrics, step: int) -> None:
-        """Add the metrics of update number ``step`` (from 1)."""
-        loss, norm = metrics["loss"], metrics["grad_norm"]
-        bad = (~torch.isfinite(norm)).to(norm.device) | ~torch.isfinite(loss).to(norm.device)
-        self._bad = bad.long() if self._bad is None else self._bad + bad
-        if self.filter_nonfinite:
-            # As the Hugging Face Trainer does: the mean so far stands in for the value.
-            mean = 0.0 if self._sum is None else self._sum / (step - self._last)
-            loss = torch.where(torch.isfinite(loss), loss, mean)
-        self._sum = loss if self._sum is None else self._sum + loss
+    def add(self, metrics: Metrics) -> None:
+        """Add the metrics of an update."""
+        self._waiting.append((metrics["loss"], metrics["grad_norm"]))
+        if len(self._waiting) == _FOLD:
+            self._fold()
 
     @property
     def pending(self) -> bool:
         """Whether there were updates since the last ``read``."""
-        return self._sum is not None
+        return bool(self._waiting) or self._count > 0
 
     def read(self, step: int) -> float:
         """Return the mean loss since the last ``read`` and start anew; warns of non-finite steps."""
-        count = max(step - self._last, 1)
-        value = float(self._sum.item())
-        bad = int(self._bad.item())
+        self._fold()
+        value, count, bad = float(self._sum), self._count, self._bad
         if bad:
             logger.warning(
                 "%d of the last %d updates (to step %d) had a loss or gradient that is not finite. "
@@ -62,30 +62,49 @@ class Meter:
                 step,
             )
         self.total += value
-        self._sum, self._bad, self._last = None, None, step
+        self._sum, self._count, self._bad = None, 0, 0
         return value / count
 
     def mean(self, step: int) -> float:
         """Return the mean loss over all updates of the run, up to ``step``."""
-        rest = float(self._sum.item()) if self._sum is not None else 0.0
+        self._fold()
+        rest = 0.0 if self._sum is None else float(self._sum)
         return (self.total + rest) / max(step, 0.001)
 
     def state(self) -> dict[str, Any]:
         """Return the running sums, to be stored: a resumed run then logs what it would have."""
+        self._fold()
         return {
-            "dtype": None if self._sum is None else str(self._sum.dtype).removeprefix("torch."),
-            "sum": None if self._sum is None else float(self._sum.double().item()).hex(),
-            "bad": None if self._bad is None else int(self._bad.item()),
-            "last": self._last,
+            "dtype": None if self._sum is None else self._sum.dtype.name,
+            "sum": None if self._sum is None else float(self._sum).hex(),
+            "count": self._count,
+            "bad": self._bad,
             "total": self.total.hex(),
         }
 
-    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         """Take up the sums that ``state`` returned."""
         if state["sum"] is not None:
-            value = float.fromhex(state["sum"])
-            dtype = getattr(torch, state["dtype"])
-            self._sum = torch.tensor(value, dtype=dtype, device=device)
-            self._bad = torch.tensor(state["bad"], dtype=torch.int64, device=device)
-        self._last = state["last"]
+            self._sum = np.dtype(state["dtype"]).type(float.fromhex(state["sum"]))
+        self._count, self._bad = state["count"], state["bad"]
         self.total = float.fromhex(state["total"])
+
+    def _fold(self) -> None:
+        if not self._waiting:
+            return
+        losses, norms = (_to_host(column) for column in zip(*self._waiting, strict=True))
+        self._waiting.clear()
+        # One after the other in the loss's own precision, as a running sum on the device would.
+        for loss, norm in zip(losses, norms, strict=True):
+            finite = math.isfinite(loss)
+            self._bad += not (finite and math.isfinite(norm))
+            if self.filter_nonfinite and not finite:
+                # As the Hugging Face Trainer does: the mean so far stands in for the value.
+                loss = loss.dtype.type(0 if self._sum is None else self._sum / (self._count + 1))
+            self._sum = loss if self._sum is None else self._sum + loss
+            self._count += 1
+
+
+def _to_host(scalars: tuple[Tensor, ...]) -> Any:
+    stacked = torch.stack(scalars).cpu()
+    return (stacked.float() if stacked.dtype is torch.bfloat16 else stacked).numpy()

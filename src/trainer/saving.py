@@ -74,19 +74,18 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
         run.state = _adopt(run.state, found.state)
     _seek(trainer, run, found)
     if "meter" in found.position:
-        meter.restore(found.position["meter"], trainer.args.device)
+        meter.restore(found.position["meter"])
     if 0 in found.host_rng:
         host_rng.restore(found.host_rng[0])
 
 
-def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> Path | None:
-    """Write ``checkpoint-<step>`` and rotate; returns its folder, or None if it could not be written.
+def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> Path:
+    """Write ``checkpoint-<step>`` and rotate; returns its folder.
 
-    A periodic save that fails warns and training goes on; the last one raises. Old checkpoints that
-    cannot be deleted are only warned of.
+    Old checkpoints that cannot be deleted are only warned of.
 
     Raises:
-        CheckpointError: if the last save fails.
+        CheckpointError: if it cannot be written; what was there before still is.
     """
     args, state = trainer.args, trainer.state
     root = Path(args.output_dir)
@@ -112,12 +111,9 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> Path | None:
     )
     try:
         path = checkpoint.save(root, step, contents)
-    except checkpoint.CheckpointError as error:
-        if step >= state.max_steps or trainer.control.should_training_stop:
-            raise
-        logger.warning("Checkpoint at step %d was not saved, training goes on: %s", step, error)
+    except checkpoint.CheckpointError:
         state.best_model_checkpoint = before
-        return None
+        raise
     best = state.best_model_checkpoint
     try:
         checkpoint.rotate(root, args.save_total_limit, keep=[best] if best else [], saved=path)
@@ -135,7 +131,7 @@ def trainer_state_json(state: TrainerState) -> str:
 
 
 def load_best(trainer: Any) -> None:
-    """Load the weights of the best checkpoint into the model, in place; warns if there is none."""
+    """Load the weights of the best checkpoint into the model, in place; warns if it is not there."""
     best = trainer.state.best_model_checkpoint
     if best is None:
         logger.warning(
@@ -146,6 +142,12 @@ def load_best(trainer: Any) -> None:
     if problems:
         logger.warning("The best checkpoint %s is damaged, keeping the last: %s", best, problems[0])
         return
+    if Path(best).name != checkpoint.checkpoint_dir("", trainer.state.best_global_step).name:
+        logger.warning(
+            "load_best_model_at_end: step %d was the best but has no checkpoint; loading that of the "
+            "best step before",
+            trainer.state.best_global_step,
+        )
     logger.info("Loading the best model from %s (score %s)", best, trainer.state.best_metric)
     trainer._load_model(Path(best))
 

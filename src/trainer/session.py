@@ -8,6 +8,7 @@ from typing import Any
 import trainstep as ts
 from trainer import saving
 from trainer.callbacks import TrainerState
+from trainer.checkpoint import CheckpointError
 from trainer.data.loader import batches_from
 from trainer.engine import LocalEngine
 from trainer.loop import Event, Run, events
@@ -99,7 +100,7 @@ def _react(
     trainer: Any, run: Run, meter: Meter, event: Event, ignore_keys: list[str] | None
 ) -> None:
     if event is Event.OPTIMIZER_STEP:
-        meter.add(run.metrics, run.state.step)
+        meter.add(run.metrics)
     if event is Event.STEP_END:
         trainer.state.global_step = run.state.step
         trainer.state.epoch = run.progress
@@ -110,7 +111,7 @@ def _react(
             run.state.step,
             run.plan.max_steps,
         )
-    notify = getattr(trainer.callback_handler, f"on_{event.value}")
+    notify = getattr(trainer.callback_handler, event.value)
     trainer.control = run.control = notify(trainer.args, trainer.state, trainer.control)
     if event is Event.TRAIN_BEGIN and trainer.args.eval_on_start:
         trainer._evaluate(None, ignore_keys, skip_scheduler=True)
@@ -139,10 +140,23 @@ def log_evaluate_save(
         elif is_best and trainer.args.load_best_model_at_end:
             trainer.control.should_save = True  # else there would be nothing to load at the end
     if trainer.control.should_save:
+        _save(trainer)
+
+
+def _save(trainer: Any) -> None:
+    """Save a checkpoint. One that fails is warned of and training goes on, unless it is the last."""
+    state, control = trainer.state, trainer.control
+    try:
         trainer._save_checkpoint(trainer.model, None)
-        trainer.control = trainer.callback_handler.on_save(
-            trainer.args, trainer.state, trainer.control
+    except CheckpointError as error:
+        if state.global_step >= state.max_steps or control.should_training_stop:
+            raise
+        logger.warning(
+            "Checkpoint at step %d was not saved, training goes on: %s", state.global_step, error
         )
+        control.should_save = False
+    else:
+        trainer.control = trainer.callback_handler.on_save(trainer.args, state, control)
 
 
 def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int) -> TrainOutput:

@@ -16,6 +16,11 @@ from trainstep.member_grads import (
 from trainstep.rng import Key
 from trainstep.types import Buffers, Grads, LossFn, Params
 
+_INSTEAD = (
+    "Where running statistics are the reason, use evaluation mode: functools.partial(loss_fn, train=False). "
+    "Otherwise take the gradients of single samples in a loop: value_and_grad(loss_fn)."
+)
+
 
 def per_sample_grads(
     loss_fn: LossFn, *, randomness: Randomness = "different", chunk_size: int | None = None
@@ -61,10 +66,9 @@ def per_sample_grads(
             gradient, in_dims=(None, 0), randomness=randomness, chunk_size=chunk_size
         )
         devices = {p.device for p in params.values()}
-        instead = "Take the gradients of single samples in a loop: value_and_grad(loss_fn)."
         given = {name: param.detach() for name, param in params.items()}
         with (
-            explained("per_sample_grads", instead),
+            explained("per_sample_grads", _INSTEAD),
             rng.seeded(key, devices),
             fused_attention_off(devices),
         ):

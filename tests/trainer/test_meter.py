@@ -10,7 +10,7 @@ from trainer.meter import Meter
 
 
 def add(meter: Meter, step: int, loss: float, norm: float = 1.0) -> None:
-    meter.add({"loss": torch.tensor(loss), "grad_norm": torch.tensor(norm)}, step)
+    meter.add({"loss": torch.tensor(loss), "grad_norm": torch.tensor(norm)})
 
 
 def test_means_are_over_the_updates_since_the_last_read() -> None:
@@ -89,14 +89,14 @@ def test_a_restored_meter_goes_on_with_the_same_bits(dtype: torch.dtype) -> None
 
     def feed(meter: Meter, step: int) -> None:
         norm = torch.tensor(float("nan") if step == 5 else 1.0)
-        meter.add({"loss": losses[step - 1], "grad_norm": norm}, step)
+        meter.add({"loss": losses[step - 1], "grad_norm": norm})
 
     for step in range(1, 6):
         feed(meters[0], step)
         if step == 3:
             meters[0].read(3)
     stored = json.loads(json.dumps(meters[0].state()))
-    meters[1].restore(stored, torch.device("cpu"))
+    meters[1].restore(stored)
 
     assert meters[1].state() == meters[0].state()
     for step in range(6, 10):
@@ -110,7 +110,7 @@ def test_an_empty_meter_can_be_stored() -> None:
     meter, other = Meter(True), Meter(True)
     add(meter, 1, 1.25)
     meter.read(1)
-    other.restore(json.loads(json.dumps(meter.state())), torch.device("cpu"))
+    other.restore(json.loads(json.dumps(meter.state())))
 
     assert not other.pending
     assert other.mean(1) == 1.25

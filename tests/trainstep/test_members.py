@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+
+import trainstep as ts
 from support import models
 from support.optimizers import OPTIMIZERS
 from support.snapshots import untouched
-
-import trainstep as ts
 from trainstep import optim, vmap
 from trainstep.members import Keys, Members, Split
 
@@ -118,7 +118,10 @@ def test_other_containers_are_refused() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p.double(), "torch.float32 (6,) on cpu in member 0, torch.float64 (6,) on cpu in 1"),
+        (
+            lambda p: p.double(),
+            "torch.float32 (6,) on cpu in member 0, torch.float64 (6,) on cpu in 1",
+        ),
         (lambda p: p[:3], "torch.float32 (6,) on cpu in member 0, torch.float32 (3,) on cpu in 1"),
         (lambda p: 7, "torch.float32 (6,) on cpu in member 0, 7 in 1"),
     ],
@@ -126,7 +129,9 @@ def test_other_containers_are_refused() -> None:
 def test_misshapen_leaves_are_named(change: Any, message: str) -> None:
     other = state_of(1)
     other = other.evolve(params={**other.params, "0.bias": change(other.params["0.bias"])})
-    with pytest.raises(ValueError, match=re.escape(f"params/0.bias differs between members: {message}")):
+    with pytest.raises(
+        ValueError, match=re.escape(f"params/0.bias differs between members: {message}")
+    ):
         vmap.stack([state_of(0), other])
 
 

@@ -283,7 +283,7 @@ def test_threads_with_different_params_get_their_own_results(name: str) -> None:
                 wrong.append(i)
 
     with untouched(module):
-        run_threads([threading.Thread(target=work, args=(i,)) for i in range(4)])
+        run_threads([threading.Thread(target=work, args=(i,), daemon=True) for i in range(4)])
     assert not wrong
 
 
@@ -298,7 +298,7 @@ def test_threads_with_dropout_get_the_bits_of_one_thread() -> None:
         wrong.extend(i for _ in range(25) if ts.digest(step(states[i], data)[0]) != expected[i])
 
     with untouched(module):
-        run_threads([threading.Thread(target=work, args=(i,)) for i in range(4)])
+        run_threads([threading.Thread(target=work, args=(i,), daemon=True) for i in range(4)])
     assert not wrong
 
 

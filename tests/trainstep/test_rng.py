@@ -103,7 +103,7 @@ def test_seeded_blocks_of_threads_do_not_mix() -> None:
                 if not torch.equal(torch.stack([torch.rand(2) for _ in range(5)]), expected[i]):
                     wrong.append(i)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    threads = [threading.Thread(target=work, args=(i,), daemon=True) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from support import models
-from support.optimizers import OPTIMIZERS
-from support.snapshots import untouched
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import trainstep as ts
+from support import models
+from support.optimizers import OPTIMIZERS
+from support.snapshots import untouched
 from trainstep import optim, schedules, transforms, vmap
 
 K = 3
@@ -264,9 +264,7 @@ def test_a_value_per_member_goes_to_every_microbatch() -> None:
     factors = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
     batch = models.batch(6, dtype=torch.float64)
     axes = {**dict.fromkeys(batch), "factor": 0}
-    after, _ = vmap.ensemble(step, in_axes=axes)(
-        vmap.stack(states), {**batch, "factor": factors}
-    )
+    after, _ = vmap.ensemble(step, in_axes=axes)(vmap.stack(states), {**batch, "factor": factors})
     for i, member in enumerate(vmap.unstack(after)):
         expected, _ = step(states[i], {**batch, "factor": factors[i]})
         assert spread(gradients(member, states[i]), gradients(expected, states[i])) <= 16

@@ -42,11 +42,13 @@ class FilteringCollator:
 
     def __call__(self, samples: list[Any]) -> Any:
         """Collate the samples without the keys that the model does not take."""
-        if any(isinstance(s, Mapping) and not self.kept >= s.keys() for s in samples):
-            samples = [self._filtered(sample) for sample in samples]
-        return self.collate(samples)
+        return self.collate([self._filtered(sample) for sample in samples])
 
     def _filtered(self, sample: Any) -> Any:
-        if not isinstance(sample, Mapping):
+        # Asking for the type first spares most samples the slow check against an abstract class.
+        if type(sample) is not dict and not isinstance(sample, Mapping):
             return sample
-        return {key: value for key, value in sample.items() if key in self.kept}
+        kept = self.kept
+        if kept.issuperset(sample):
+            return sample
+        return {key: value for key, value in sample.items() if key in kept}
