@@ -161,7 +161,7 @@ def build(setup: Setup) -> Run:
 
 
 @st.composite
-def setups(draw: st.DrawFn, shift: int = 0, steps: int = 4) -> Setup:
+def setups(draw: st.DrawFn, shift: int = 0, steps: int = 3) -> Setup:
     """Draw a run.
 
     Args:

@@ -64,6 +64,8 @@ class Run:
         accumulation: micro-batches to an update.
         epoch: epoch in progress, from 0.
         batch: micro-batches of this epoch that are done.
+        in_epoch: this epoch has begun and not been ended; after a last update that was saved, its end
+            is all that is left to do.
         metrics: of the last update, on the device.
         exhausted: an epoch had no batch at all.
     """
@@ -78,6 +80,7 @@ class Run:
     accumulation: int
     epoch: int = 0
     batch: int = 0
+    in_epoch: bool = False
     metrics: Metrics = field(factory=dict)
     exhausted: bool = False
 
@@ -85,6 +88,11 @@ class Run:
     def progress(self) -> float:
         """Epochs done, as a fraction."""
         return self.epoch + self.plan.epoch_fraction(self.batch, self.accumulation)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all updates are done; at least one is made, whatever ``max_steps`` says."""
+        return self.state.step >= max(self.plan.max_steps, 1)
 
 
 def events(run: Run) -> Iterator[Event]:
@@ -94,14 +102,16 @@ def events(run: Run) -> Iterator[Event]:
     training was stopped in the middle of this one: a checkpoint made then resumes where it should.
     """
     yield Event.TRAIN_BEGIN
-    while run.epoch < run.plan.num_train_epochs and run.state.step < max(run.plan.max_steps, 1):
+    while run.epoch < run.plan.num_train_epochs and (run.in_epoch or not run.finished):
         first = run.batch
+        run.in_epoch = True
         yield Event.EPOCH_BEGIN
         over = yield from _epoch(run)
         if run.batch == first == 0:  # nothing to train on: another epoch would not end either
             run.exhausted = run.control.should_training_stop = True
         if over:
             run.epoch, run.batch = run.epoch + 1, 0
+        run.in_epoch = False
         yield Event.EPOCH_END
         if run.control.should_training_stop:
             break
@@ -109,6 +119,8 @@ def events(run: Run) -> Iterator[Event]:
 
 def _epoch(run: Run) -> Generator[Event, None, bool]:
     """Train on the rest of an epoch; returns whether it is over."""
+    if run.finished:
+        return run.batch == run.plan.batches_per_epoch
     batches = iter(run.batches(run.epoch, run.batch))
     # A window is fetched whole, on the host, because its last micro-batch and the number of items
     # must be known first; only one micro-batch at a time goes to the device.

@@ -97,6 +97,7 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> Path:
     position = {
         "epoch": run.epoch,
         "batch": run.batch,
+        "in_epoch": run.in_epoch,
         "batch_size": args.train_batch_size * args.world_size,
         "accumulation": run.accumulation,
         "meter": meter.state(),
@@ -185,6 +186,7 @@ def _adopt(mine: ts.TrainState, theirs: ts.TrainState) -> ts.TrainState:
 def _seek(trainer: Any, run: Run, found: checkpoint.Loaded) -> None:
     position = found.position
     run.epoch, run.batch = position["epoch"], position["batch"]
+    run.in_epoch = position["in_epoch"]
     if trainer.args.ignore_data_skip:
         run.batch = 0
         return

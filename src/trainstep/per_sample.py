@@ -17,7 +17,8 @@ from trainstep.rng import Key
 from trainstep.types import Buffers, Grads, LossFn, Params
 
 _INSTEAD = (
-    "Where running statistics are the reason, use evaluation mode: functools.partial(loss_fn, train=False). "
+    "Where running statistics are the reason, use evaluation mode: "
+    "functools.partial(loss_fn, train=False). "
     "Otherwise take the gradients of single samples in a loop: value_and_grad(loss_fn)."
 )
 

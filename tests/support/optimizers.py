@@ -50,6 +50,7 @@ OPTIMIZERS: dict[str, Factory] = {
     "from_torch_asgd": lambda: optim.from_torch(torch.optim.ASGD, lr=0.1),
     "chain": lambda: optim.chain(transforms.clip_by_global_norm(0.5), optim.adamw()),
     "chain_noise": lambda: optim.chain(transforms.add_noise(), optim.sgd(momentum=0.9)),
+    # A parameter that lacks a gradient still moves by what earlier calls collected for it.
     "chain_accumulate": lambda: optim.chain(transforms.accumulate_every(2), optim.adamw()),
     "partition": lambda: optim.partition(
         by_axes, {"matrix": optim.adamw(weight_decay=0.1), "rest": optim.sgd(momentum=0.9)}

@@ -9,30 +9,30 @@ import torch
 from trainer.meter import Meter
 
 
-def add(meter: Meter, step: int, loss: float, norm: float = 1.0) -> None:
+def add(meter: Meter, loss: float, norm: float = 1.0) -> None:
     meter.add({"loss": torch.tensor(loss), "grad_norm": torch.tensor(norm)})
 
 
 def test_means_are_over_the_updates_since_the_last_read() -> None:
     meter = Meter(True)
     assert not meter.pending
-    for step, loss in enumerate([1.0, 2.0, 6.0], 1):
-        add(meter, step, loss)
+    for loss in [1.0, 2.0, 6.0]:
+        add(meter, loss)
 
     assert meter.pending
     assert meter.read(3) == 3.0
     assert not meter.pending
-    add(meter, 4, 5.0)
+    add(meter, 5.0)
     assert meter.read(4) == 5.0
 
 
 def test_the_mean_of_the_run_has_what_was_read_and_what_was_not() -> None:
     meter = Meter(True)
     assert meter.mean(0) == 0.0
-    for step, loss in enumerate([1.0, 2.0], 1):
-        add(meter, step, loss)
+    for loss in [1.0, 2.0]:
+        add(meter, loss)
     meter.read(2)
-    add(meter, 3, 6.0)
+    add(meter, 6.0)
 
     assert meter.mean(3) == 3.0
     assert meter.pending  # asking changes nothing
@@ -43,8 +43,8 @@ def test_a_loss_that_is_not_finite_is_replaced_by_the_mean_so_far(
     bad: float, caplog: pytest.LogCaptureFixture
 ) -> None:
     meter = Meter(True)
-    for step, loss in enumerate([1.0, 3.0, bad, 4.0], 1):
-        add(meter, step, loss)
+    for loss in [1.0, 3.0, bad, 4.0]:
+        add(meter, loss)
 
     # As the Hugging Face Trainer: the sum so far over (1 + updates so far), here 4 / 3.
     assert meter.read(4) == pytest.approx((1 + 3 + 4 / 3 + 4) / 4, rel=1e-6)
@@ -55,29 +55,29 @@ def test_a_loss_that_is_not_finite_is_replaced_by_the_mean_so_far(
 
 def test_the_first_loss_may_be_bad() -> None:
     meter = Meter(True)
-    add(meter, 1, float("nan"))
-    add(meter, 2, 3.0)
+    add(meter, float("nan"))
+    add(meter, 3.0)
 
     assert meter.read(2) == 1.5
 
 
 def test_without_the_filter_a_bad_loss_shows() -> None:
     meter = Meter(False)
-    add(meter, 1, 1.0)
-    add(meter, 2, float("inf"))
+    add(meter, 1.0)
+    add(meter, float("inf"))
 
     assert meter.read(2) == float("inf")
 
 
 def test_gradients_that_are_not_finite_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     meter = Meter(True)
-    add(meter, 1, 1.0, float("nan"))
-    add(meter, 2, 1.0)
+    add(meter, 1.0, float("nan"))
+    add(meter, 1.0)
     with caplog.at_level(logging.WARNING):
         assert meter.read(2) == 1.0
     assert "1 of the last 2 updates" in caplog.text
     caplog.clear()
-    add(meter, 3, 1.0)
+    add(meter, 1.0)
     meter.read(3)
     assert not caplog.records
 
@@ -106,9 +106,27 @@ def test_a_restored_meter_goes_on_with_the_same_bits(dtype: torch.dtype) -> None
     assert meters[0].mean(9) == meters[1].mean(9)
 
 
+def test_a_long_run_without_logs_is_folded_into_sums() -> None:
+    meter, step = Meter(True), 3000
+    for i in range(step):
+        add(meter, float(i % 7))
+
+    assert len(meter._waiting) < 1100
+    assert meter.mean(step) == sum(i % 7 for i in range(step)) / step
+    assert meter.read(step) == sum(i % 7 for i in range(step)) / step
+
+
+def test_adding_reads_nothing() -> None:
+    meta = torch.zeros((), device="meta")  # cannot be read
+    meter = Meter(True)
+    for _ in range(3):
+        meter.add({"loss": meta, "grad_norm": meta})
+    assert meter.pending
+
+
 def test_an_empty_meter_can_be_stored() -> None:
     meter, other = Meter(True), Meter(True)
-    add(meter, 1, 1.25)
+    add(meter, 1.25)
     meter.read(1)
     other.restore(json.loads(json.dumps(meter.state())))
 

@@ -112,7 +112,7 @@ def test_hvp_refuses_vectors_that_do_not_fit() -> None:
     vector["0.bias"] = torch.ones(2)
     del vector["2.bias"]
     with pytest.raises(
-        ValueError, match="missing: 2.bias; unexpected: other; 0.bias has shape"
+        ValueError, match=r"missing: 2\.bias; unexpected: other; 0\.bias has shape"
     ) as e:
         hvp(loss_fn)(params, buffers, models.batch(dtype=D), KEY, vector)
     assert "(2,), expected (6,)" in str(e.value)

@@ -155,7 +155,7 @@ def test_checkpointing_is_refused_with_advice() -> None:
 @pytest.mark.parametrize("batch", [{"x": torch.ones(2, 4), "y": torch.ones(3, 2)}, {}])
 def test_leading_axes_must_agree(batch: dict[str, Tensor]) -> None:
     loss_fn, params, buffers, _ = setup("mlp")
-    with pytest.raises(ValueError, match="same leading axis.*got lengths (2, 3|of no tensors)"):
+    with pytest.raises(ValueError, match=r"same leading axis.*got lengths (2, 3|of no tensors)"):
         per_sample_grads(loss_fn)(params, buffers, batch, KEY)
 
 

@@ -568,7 +568,7 @@ def test_checkpointing_with_reentrant_autograd_is_refused_too() -> None:
             return checkpoint(self.head, self.body(x).tanh(), use_reentrant=True)
 
     step, states = make(Reentrant)
-    with pytest.raises(RuntimeError, match="setup_context|checkpoint"):
+    with pytest.raises(RuntimeError, match=r"setup_context|checkpoint"):
         vmap.ensemble(step)(vmap.stack(states), data()[0])
 
 

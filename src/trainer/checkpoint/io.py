@@ -59,7 +59,7 @@ def sync_folder(path: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a folder within its parent; atomic."""
+    """Rename a file or a folder within its parent; atomic."""
     os.rename(source, target)
 
 

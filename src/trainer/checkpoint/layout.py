@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 OPTIMIZER = "optimizer.safetensors"
+PARTIAL = ".optimizer.safetensors"
+"""What the optimizer's file is called until ``write_model`` is done."""
+WEIGHTS = "weights.safetensors"
+"""Weights that the model's own files lack; most checkpoints have none."""
 TRAIN_STATE = "train_state.json"
 TRAINER_STATE = "trainer_state.json"
 ARGUMENTS = "training_args.json"

@@ -1,8 +1,9 @@
-"""Where the leaves of a state lie: in the model's own files, or in ``optimizer.safetensors``.
+"""Where the leaves of a state lie: weights in the model's own files, the rest in ours.
 
-Weights are not stored twice. A leaf counts as stored by the model only if a tensor of the same name,
-dtype, shape and bits was found in the files that ``write_model`` left: tied, renamed or converted
-weights fail that test and go to the optimizer's file, so nothing is lost whatever the model writes.
+Weights are not stored twice. A parameter or buffer counts as stored by the model only if a tensor of
+the same name, dtype, shape and bits was found in the files that ``write_model`` left. Tied, renamed or
+converted weights fail that test and go to ``weights.safetensors``, so nothing is lost whatever the
+model writes. All other leaves go to ``optimizer.safetensors``, which is written meanwhile.
 """
 
 from pathlib import Path
@@ -22,86 +23,83 @@ from trainer.checkpoint.hashing import (
     new_sha,
     same_bytes,
 )
-from trainer.checkpoint.layout import OPTIMIZER
+from trainer.checkpoint.layout import OPTIMIZER, PARTIAL
 from trainer.checkpoint.tensors import Entry, read_bytes, read_index, storable, write_tensors
 
-_PROBE = 4096
-"""Bytes of a leaf that are compared before it is taken to be in the model's file."""
+_IN_MODEL = ("params/", "buffers/")
 
 
 @define
 class Stored:
-    """What is on the disk so far.
+    """What is on the disk so far; final after the joins in ``writer``.
 
     Attributes:
-        shas: the SHA-256 object of each file by name, final after the joins in ``writer``.
-        where: leaf path -> (file, tensor's name there), for leaves that the model's files hold.
-        raw: leaf path -> (dtype, shape), for leaves that the optimizer's file holds as bytes.
-        differing: leaves in ``where`` that turned out not to be there, bit for bit.
+        shas: the SHA-256 object of each file by name.
+        where: leaf path -> (file, tensor's name there), for leaves outside of the optimizer's file.
+        raw: leaf path -> (dtype, shape), for leaves that are stored as their bytes.
     """
 
     shas: dict[str, Any] = field(factory=dict)
     where: dict[str, tuple[str, str]] = field(factory=dict)
     raw: dict[str, tuple[str, list[int]]] = field(factory=dict)
-    differing: set[str] = field(factory=set)
+
+
+def split(leaves: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the leaves that the model's files may hold, and the others."""
+    weights = {path: leaf for path, leaf in leaves.items() if path.startswith(_IN_MODEL)}
+    return weights, {path: leaf for path, leaf in leaves.items() if path not in weights}
 
 
 def absorb_model(
-    folder: Path, leaves: dict[str, Tensor], hashing: Hashing, syncing: Workers
-) -> Stored:
-    """Start to sync and hash every file that the model wrote, and find the leaves that they hold.
-
-    What looks like a leaf is compared with it to the last bit in the background; ``differing`` is
-    final after ``hashing.join()``.
+    folder: Path,
+    weights: dict[str, Tensor],
+    stored: Stored,
+    hashing: Hashing,
+    syncing: Workers,
+    comparing: Workers,
+) -> None:
+    """Start to sync and hash every file that the model wrote; put in ``stored.where`` what they hold.
 
     Raises:
         ValueError: naming a file that ends in .safetensors and is not in that format.
     """
-    stored = Stored()
+    found: set[tuple[str, str, str]] = set()
     for path in sorted(folder.rglob("*")):
-        if not path.is_file():
-            continue
         name = path.relative_to(folder).as_posix()
+        if not path.is_file() or name == PARTIAL:
+            continue
         stored.shas[name] = sha = new_sha()
         syncing.put(_sync_and_hash, path, sha)
         if path.suffix == ".safetensors":
             try:
-                _match(path, name, leaves, stored, hashing)
+                _match(path, name, weights, found, hashing, comparing)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from None
-    return stored
+    comparing.join()
+    # Sorted, so that a weight which two files hold is always said to be in the same one.
+    stored.where |= {leaf: (file, name) for leaf, file, name in sorted(found, reverse=True)}
 
 
-def write_rest(folder: Path, leaves: dict[str, Tensor], stored: Stored, hashing: Hashing) -> None:
-    """Write the leaves that the model's files do not hold to ``optimizer.safetensors``."""
-    rest = {}
+def write_leaves(
+    path: Path, name: str, leaves: dict[str, Tensor], stored: Stored, hashing: Hashing
+) -> None:
+    """Write leaves under their paths to a file that will be called ``name``."""
+    plain = {}
     for leaf, tensor in leaves.items():
-        if leaf in stored.where:
-            continue
-        if not storable(tensor.dtype):
+        if storable(tensor.dtype):
+            plain[leaf] = tensor
+        else:
             stored.raw[leaf] = (str(tensor.dtype), list(tensor.shape))
-            tensor = host_tensor(tensor).reshape(-1).view(torch.uint8)
-        rest[leaf] = tensor
+            plain[leaf] = host_tensor(tensor).reshape(-1).view(torch.uint8)
+        if name != OPTIMIZER:
+            stored.where[leaf] = (name, leaf)
 
     def digest(leaf: str, host: Tensor) -> None:
         if leaf in stored.raw:
             host = host.view(leaves[leaf].dtype).reshape(leaves[leaf].shape)
         hashing.leaf(leaf, host)
 
-    stored.shas[OPTIMIZER] = write_tensors(folder / OPTIMIZER, rest, hashing, digest)
-
-
-def mend(folder: Path, leaves: dict[str, Tensor], stored: Stored, hashing: Hashing) -> None:
-    """Write ``optimizer.safetensors`` again if the model's files lack leaves that they seemed to hold.
-
-    Rare: the names, types, shapes and first bytes agree but not the rest.
-    """
-    if stored.differing:
-        for leaf in stored.differing:
-            del stored.where[leaf]
-        io.unlink(folder / OPTIMIZER)
-        write_rest(folder, leaves, stored, hashing)
-        hashing.join()
+    stored.shas[name] = write_tensors(path, plain, hashing, digest)
 
 
 def _sync_and_hash(path: Path, sha: Any) -> None:
@@ -112,28 +110,24 @@ def _sync_and_hash(path: Path, sha: Any) -> None:
 
 
 def _match(
-    path: Path, name: str, leaves: dict[str, Tensor], stored: Stored, hashing: Hashing
+    path: Path,
+    name: str,
+    weights: dict[str, Tensor],
+    found: set[tuple[str, str, str]],
+    hashing: Hashing,
+    comparing: Workers,
 ) -> None:
     entries, base = read_index(path)
 
     def compare(leaf: str, entry: Entry, ours: Tensor) -> None:
         written = read_bytes(path, base + entry.start, entry.size)
         if same_bytes(written, bytes_of(ours)):
-            hashing.digest(leaf, ours)
-        else:
-            stored.differing.add(leaf)
+            found.add((leaf, name, entry.name))
+            hashing.leaf(leaf, ours)
 
     for entry in entries:
         for leaf in (f"params/{entry.name}", f"buffers/{entry.name}"):
-            tensor = leaves.get(leaf)
-            if tensor is None or leaf in stored.where or not _alike(entry, tensor):
+            ours = weights.get(leaf)
+            if ours is None or (ours.dtype, tuple(ours.shape)) != (entry.dtype, entry.shape):
                 continue
-            ours = host_tensor(tensor)
-            probe = read_bytes(path, base + entry.start, min(entry.size, _PROBE))
-            if same_bytes(probe, bytes_of(ours)[:_PROBE]):
-                stored.where[leaf] = (name, entry.name)
-                hashing.tasks.put(compare, leaf, entry, ours)
-
-
-def _alike(entry: Entry, tensor: Tensor) -> bool:
-    return tensor.dtype == entry.dtype and tuple(tensor.shape) == entry.shape
+            comparing.put(compare, leaf, entry, host_tensor(ours))

@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import define
 from safetensors import SafetensorError
 from torch import Tensor
@@ -22,15 +23,18 @@ from trainer.checkpoint.hashing import Hashing, Workers, new_sha
 from trainer.checkpoint.layout import (
     ARGUMENTS,
     MANIFEST,
+    OPTIMIZER,
+    PARTIAL,
     TRAIN_STATE,
     TRAINER_STATE,
+    WEIGHTS,
     checkpoint_dir,
     host_rng_name,
     sibling_dir,
     siblings,
 )
 from trainer.checkpoint.manifest import File, Manifest, to_json
-from trainer.checkpoint.weights import Stored, absorb_model, mend, write_rest
+from trainer.checkpoint.weights import Stored, absorb_model, split, write_leaves
 from trainstep.serialize import to_flat
 
 _SLACK = 1 << 16
@@ -144,25 +148,12 @@ def _check_space(root: Path, needed: int) -> None:
 
 def _write(folder: Path, step: int, contents: Contents, prepared: _Prepared) -> None:
     io.make_folder(folder)
-    contents.put_model(folder)
-    with closing(Workers(1)) as syncing, Hashing() as hashing:
-        stored = _absorb(folder, prepared, hashing, syncing)
-        if contents.state is not None:
-            write_rest(folder, prepared.leaves, stored, hashing)
-            hashing.join()
-            mend(folder, prepared.leaves, stored, hashing)
-        where = {"where": stored.where, "raw": stored.raw}
-        files = {**prepared.files, TRAIN_STATE: to_json({**prepared.train_state, **where})}
-        for name, data in files.items():
-            stored.shas[name] = _put(folder / name, data, hashing)
-        hashing.join()
-        syncing.join()
-        digests = hashing.leaves
+    shas, leaves = _write_files(folder, contents, prepared)
     manifest = Manifest(
         step=step,
         world_size=contents.world_size,
-        files={n: File((folder / n).stat().st_size, s.hexdigest()) for n, s in stored.shas.items()},
-        leaves=digests,
+        files={name: File((folder / name).stat().st_size, sha) for name, sha in shas.items()},
+        leaves=leaves,
     )
     with io.create(folder / MANIFEST) as file:
         io.write(file, manifest.render())
@@ -172,13 +163,62 @@ def _write(folder: Path, step: int, contents: Contents, prepared: _Prepared) -> 
     io.sync_folder(folder)
 
 
-def _absorb(folder: Path, prepared: _Prepared, hashing: Hashing, syncing: Workers) -> Stored:
+def _write_files(
+    folder: Path, contents: Contents, prepared: _Prepared
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Write all but the manifest; return the SHA-256 of the files and the digests of the leaves.
+
+    The optimizer's file is written in a thread while the model writes its own.
+    """
+    stored, (weights, others) = Stored(), split(prepared.leaves)
+    _settle(prepared.leaves)
+    with (
+        Hashing() as hashing,
+        closing(Workers(1)) as writing,
+        closing(Workers(1)) as syncing,
+        closing(Workers(2)) as comparing,
+    ):
+        if contents.state is not None:
+            writing.put(write_leaves, folder / PARTIAL, OPTIMIZER, others, stored, hashing)
+        contents.put_model(folder)
+        _absorb(folder, weights, stored, hashing, syncing, comparing)
+        if rest := {path: leaf for path, leaf in weights.items() if path not in stored.where}:
+            write_leaves(folder / WEIGHTS, WEIGHTS, rest, stored, hashing)
+        writing.join()
+        if contents.state is not None:
+            _rename_new(folder / PARTIAL, folder / OPTIMIZER)
+        # Sorted, as several threads put entries there.
+        where = {
+            "where": dict(sorted(stored.where.items())),
+            "raw": dict(sorted(stored.raw.items())),
+        }
+        files = {**prepared.files, TRAIN_STATE: to_json({**prepared.train_state, **where})}
+        for name, data in files.items():
+            stored.shas[name] = _put(folder / name, data, hashing)
+        hashing.join()
+        syncing.join()
+    return {name: sha.hexdigest() for name, sha in stored.shas.items()}, hashing.leaves
+
+
+def _settle(leaves: dict[str, Tensor]) -> None:
+    """Wait for the devices, so that threads read finished tensors whatever stream wrote them."""
+    for device in {leaf.device for leaf in leaves.values() if leaf.is_cuda}:
+        torch.cuda.synchronize(device)
+
+
+def _absorb(folder: Path, *arguments: Any) -> None:
     try:
-        return absorb_model(folder, prepared.leaves, hashing, syncing)
+        absorb_model(folder, *arguments)
     except ValueError as error:
         raise CheckpointError(
             f"write_model left a file that is not in the safetensors format, {error}"
         ) from error
+
+
+def _rename_new(source: Path, target: Path) -> None:
+    if target.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    io.rename(source, target)
 
 
 def _put(path: Path, data: bytes, hashing: Hashing) -> Any:

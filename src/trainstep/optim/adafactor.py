@@ -117,7 +117,9 @@ def _second_moments(
 
 def _rms(tensor: Tensor, unit: float = 1.0) -> Tensor:
     """Return the root mean square over ``unit``, in float64, where PyTorch computes it on the host."""
-    return tensor.norm(2).double() / ((tensor.numel() ** 0.5) * unit)
+    norm = tensor.norm(2).double()
+    # By a tensor: CUDA kernels divide by a number by multiplying with its reciprocal, which rounds twice.
+    return norm / torch.full_like(norm, (tensor.numel() ** 0.5) * unit)
 
 
 def _scale_(tensors: list[Tensor], factors: list[Tensor]) -> None:

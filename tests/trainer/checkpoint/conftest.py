@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -116,6 +117,7 @@ class Disk:
         self.log: list[tuple[str, Path]] = []
         self.at: int | None = None
         self.mode = ""
+        self.lock = threading.Lock()
         for name in self.CALLS:
             monkeypatch.setattr(io, name, self._wrap(name, getattr(io, name)))
 
@@ -130,8 +132,9 @@ class Disk:
     def _wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def wrapped(*arguments: Any) -> Any:
             first = arguments[0]
-            self.log.append((name, first if isinstance(first, Path) else Path(first.name)))
-            index = len(self.log) - 1
+            with self.lock:  # several threads write
+                index = len(self.log)
+                self.log.append((name, first if isinstance(first, Path) else Path(first.name)))
             if self.at is None or index < self.at:
                 return call(*arguments)
             if self.mode == "kill" or (self.mode == "torn" and index > self.at):

@@ -136,7 +136,7 @@ def check_repeat(root: Path, action: Callable[[Path], None]) -> None:
     assert all(verify(p) == [] for p in root.iterdir() if p.is_dir())
 
 
-@pytest.mark.parametrize("at_rename", [0, 1])
+@pytest.mark.parametrize("at_rename", [0, 1, 2])
 def test_a_failed_rename_leaves_the_old_one_in_its_place(tmp_path, disk, monkeypatch, at_rename):
     save(tmp_path, 5, contents(5))
     rename, seen = io.rename, []

@@ -55,7 +55,8 @@ def test_the_folder_holds_these_files_and_the_manifest_names_them(tmp_path, make
     path = save(tmp_path, 3, make.contents(make.state()))
     files = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
     assert files == {
-        *("model.safetensors", "config.json", "processor/vocab.txt", "optimizer.safetensors"),
+        *("model.safetensors", "config.json", "processor/vocab.txt"),
+        *("optimizer.safetensors", "weights.safetensors"),
         *("train_state.json", "trainer_state.json", "training_args.json", "manifest.json"),
         *("host_rng-0.json", "host_rng-1.json"),
     }
@@ -78,10 +79,17 @@ def test_the_manifest_holds_every_leaf_digest(tmp_path, make):
 def test_weights_in_the_model_file_are_not_stored_twice(tmp_path, make):
     state = make.state()
     path = save(tmp_path, 3, make.contents(state))
-    stored = set(load_file(path / "optimizer.safetensors"))
-    flat = set(to_flat(state)[0])
     in_model = {"params/body.weight", "params/transposed", "params/scale", "buffers/count"}
-    assert stored == flat - in_model
+    weights = {leaf for leaf in to_flat(state)[0] if leaf.startswith(("params/", "buffers/"))}
+    assert set(load_file(path / "weights.safetensors")) == weights - in_model
+    assert set(load_file(path / "optimizer.safetensors")) == set(to_flat(state)[0]) - weights
+
+
+def test_a_model_file_with_all_weights_leaves_nothing_over(tmp_path, make):
+    state = make.state()
+    path = save(tmp_path, 3, make.contents(state, model_tensors={**state.params, **state.buffers}))
+    assert not (path / "weights.safetensors").exists()
+    assert ts.diff(load(path).state, state) == []
 
 
 @pytest.mark.parametrize(
@@ -91,23 +99,26 @@ def test_weights_in_the_model_file_are_not_stored_twice(tmp_path, make):
 )
 def test_a_model_file_that_differs_from_the_state_loses_nothing(tmp_path, make, change):
     state = make.state()
-    altered = {"body.weight": change(state.params["body.weight"])}
+    altered = {"body.weight": change(state.params["body.weight"]), "scale": state.params["scale"]}
     path = save(tmp_path, 3, make.contents(state, model_tensors=altered))
-    assert "params/body.weight" in load_file(path / "optimizer.safetensors")
+    stored = load_file(path / "weights.safetensors")
+    assert "params/body.weight" in stored
+    assert "params/scale" not in stored
     assert torch.equal(load_file(path / "model.safetensors")["body.weight"], altered["body.weight"])
+    assert verify(path, leaves=True) == []
     assert ts.diff(load(path).state, state) == []
 
 
-def test_a_weight_that_differs_only_far_inside_is_found_out(tmp_path, make):
-    weights = {name: torch.arange(5000, dtype=torch.float32) for name in ("same", "altered")}
-    state = make.state().evolve(params=weights)
-    altered = {**weights, "altered": weights["altered"].clone()}
-    altered["altered"][4000] += 1
-    path = save(tmp_path, 3, make.contents(state, model_tensors=altered))
-    stored = set(load_file(path / "optimizer.safetensors"))
-    assert "params/altered" in stored
-    assert "params/same" not in stored
-    assert verify(path, leaves=True) == []
+def test_a_weight_in_two_files_is_read_from_the_first(tmp_path, make):
+    state = make.state()
+
+    def write(folder: Path) -> None:
+        for name in ("b.safetensors", "a.safetensors", "c.safetensors"):
+            save_file({"body.weight": state.params["body.weight"]}, folder / name)
+
+    path = save(tmp_path, 3, make.contents(state, write_model=write, model_tensors=None))
+    where = json.loads((path / "train_state.json").read_text())["where"]
+    assert where["params/body.weight"] == ["a.safetensors", "body.weight"]
     assert ts.diff(load(path).state, state) == []
 
 
@@ -122,7 +133,7 @@ def test_shards_are_found(tmp_path, make):
 
     contents = make.contents(state, write_model=write_shards, model_tensors=None)
     path = save(tmp_path, 3, contents)
-    stored = load_file(path / "optimizer.safetensors")
+    stored = load_file(path / "weights.safetensors")
     assert not {"params/body.weight", "params/scale"} & set(stored)
     assert ts.diff(load(path).state, state) == []
     (path / "model-00002-of-00002.safetensors").unlink()
@@ -190,12 +201,13 @@ def test_everything_is_on_the_disk_before_it_is_renamed(tmp_path, make, disk):
     disk.arm(None)
     save(tmp_path, 3, make.contents(make.state()))
     names = [name for name, _ in disk.log]
-    renamed = names.index("rename")
+    renamed = max(at for at, name in enumerate(names) if name == "rename")
     temporary = disk.log[renamed][1]
     synced = {path for name, path in disk.log[:renamed] if name.startswith("sync")}
     final = tmp_path / "checkpoint-3"
     expected = {temporary / p.relative_to(final) for p in final.rglob("*")} | {temporary}
-    assert synced == expected
+    expected.remove(temporary / "optimizer.safetensors")
+    assert synced == expected | {temporary / ".optimizer.safetensors"}
     assert disk.log[renamed + 1] == ("sync_folder", tmp_path)
     writes = [path.name for name, path in disk.log if name == "create"]
     assert writes[-1] == "manifest.json"
@@ -285,11 +297,12 @@ def test_a_damaged_model_file_is_refused(tmp_path, make):
         save(tmp_path, 3, make.contents(make.state(), write_model=write, model_tensors=None))
 
 
-def test_write_model_may_not_take_the_names_of_the_checkpoint(tmp_path, make):
+@pytest.mark.parametrize("name", ["train_state.json", "optimizer.safetensors"])
+def test_write_model_may_not_take_the_names_of_the_checkpoint(tmp_path, make, name):
     def write(folder: Path) -> None:
-        (folder / "train_state.json").write_text("{}")
+        save_file({"w": torch.ones(2)}, folder / name)
 
-    with pytest.raises(CheckpointError, match=r"File exists.*train_state\.json"):
+    with pytest.raises(CheckpointError, match=f"File exists.*{name}"):
         save(tmp_path, 3, make.contents(make.state(), write_model=write, model_tensors=None))
 
 
