@@ -39,7 +39,8 @@ OPTIMIZERS: dict[str, Callable[[], ts.Optimizer]] = {
     "from_torch-asgd": lambda: optim.from_torch(torch.optim.ASGD),
     "from_torch-rprop": lambda: optim.from_torch(torch.optim.Rprop),
     "chain": lambda: optim.chain(transforms.add_noise(0.1), optim.adamw()),
-    "ema": lambda: optim.ema(optim.adamw(), decay=0.9, warmup=True),
+    "ema": lambda: optim.ema(optim.sgd(), decay=0.9, dtype=torch.float32),
+    "ema-warmup": lambda: optim.ema(optim.adamw(), decay=0.9, warmup=True),
     "freeze": lambda: optim.partition(
         {"bias": "none", ".*": "all"}, {"none": optim.freeze(), "all": optim.sgd()}
     ),

@@ -56,8 +56,13 @@ def run_evaluation(
     prediction_loss_only: bool,
     ignore_keys: list[str] | None,
     prefix: str,
+    *,
+    keep: bool = True,
 ) -> EvalLoopOutput:
     """Run the model over a loader without gradients; see ``Trainer.evaluation_loop``.
+
+    With ``batch_eval_metrics``, ``compute_metrics`` gets each batch's tensors as they are, and outputs are
+    kept only if ``keep``.
 
     The loss is the mean over samples: each batch's loss counts as often as the batch has samples, so
     it does not depend on how the last batch turns out. NumPy adds pairwise, which loses less than a
@@ -69,6 +74,7 @@ def run_evaluation(
     )
     wanted = set(args.include_for_metrics)
     by_batch = args.batch_eval_metrics and trainer.compute_metrics is not None
+    keep = keep or not by_batch
     metrics: dict[str, Any] = {}
     means: list[Tensor] = []
     sizes: list[int] = []
@@ -88,16 +94,16 @@ def run_evaluation(
         if logits is not None and trainer.preprocess_logits_for_metrics is not None:
             logits = trainer.preprocess_logits_for_metrics(logits, target)
         trainer.callback_handler.on_prediction_step(args, trainer.state, trainer.control)
-        main_input = _main_input(trainer, batch) if "inputs" in wanted else None
         if by_batch and logits is not None and target is not None:
+            given = trainer._prepare_inputs(batch) if "inputs" in wanted else None
+            each = loss.repeat(size) if loss is not None and "loss" in wanted else None
             metrics = trainer.compute_metrics(
-                EvalPrediction(to_numpy(logits), to_numpy(target), to_numpy(main_input)),
-                compute_result=number == last,
+                EvalPrediction(logits, target, given, each), compute_result=number == last
             )
-        else:
+        if keep:
             outputs.add(logits)
             labels.add(target)
-            inputs.add(main_input)
+            inputs.add(_main_input(trainer, batch) if "inputs" in wanted else None)
     predictions, label_ids = outputs.result(), labels.result()
     complete = predictions is not None and label_ids is not None
     if complete and not by_batch and trainer.compute_metrics is not None:

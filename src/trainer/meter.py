@@ -22,7 +22,7 @@ _FOLD = 1024
 class Meter:
     """Sums of the loss since the last log and over the whole run, resumed parts included.
 
-    Adding keeps a reference to two scalars and does nothing else: no operation, no host sync.
+    Adding keeps references to a few scalars and does nothing else: no operation, no host sync.
 
     Attributes:
         filter_nonfinite: leave non-finite losses out of the logged mean (they are counted apart).
@@ -37,10 +37,12 @@ class Meter:
     _sum: Any = field(default=None, init=False)  # NumPy scalar in the loss's dtype
     _count: int = field(default=0, init=False)
     _bad: int = field(default=0, init=False)
+    _latest: tuple[Any, Any] | None = field(default=None, init=False)
 
     def add(self, metrics: Metrics) -> None:
         """Add the metrics of an update."""
         self._waiting.append((metrics["loss"], metrics["grad_norm"]))
+        self._latest = (metrics["grad_norm"], metrics["lr"])
         if len(self._waiting) == _FOLD:
             self._fold()
 
@@ -48,6 +50,14 @@ class Meter:
     def pending(self) -> bool:
         """Whether there were updates since the last ``read``."""
         return bool(self._waiting) or self._count > 0
+
+    @property
+    def latest(self) -> dict[str, float]:
+        """Gradient norm and learning rate of the last update, by the names that they are logged under."""
+        if self._latest is None:
+            return {}
+        norm, rate = map(float, self._latest)
+        return {"grad_norm": norm, "learning_rate": rate}
 
     def read(self, step: int) -> float:
         """Return the mean loss since the last ``read`` and start anew; warns of non-finite steps."""
@@ -80,6 +90,7 @@ class Meter:
             "count": self._count,
             "bad": self._bad,
             "total": self.total.hex(),
+            "latest": None if self._latest is None else [float(x).hex() for x in self._latest],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -88,6 +99,9 @@ class Meter:
             self._sum = np.dtype(state["dtype"]).type(float.fromhex(state["sum"]))
         self._count, self._bad = state["count"], state["bad"]
         self.total = float.fromhex(state["total"])
+        if state["latest"] is not None:
+            norm, rate = map(float.fromhex, state["latest"])
+            self._latest = (norm, rate)
 
     def _fold(self) -> None:
         if not self._waiting:

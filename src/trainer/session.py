@@ -125,13 +125,7 @@ def log_evaluate_save(
 ) -> None:
     """Do what the control's switches ask for, in this order."""
     if trainer.control.should_log and meter.pending:
-        norm, lr = run.metrics["grad_norm"], run.metrics["lr"]
-        logs = {
-            "loss": meter.read(run.state.step),
-            "grad_norm": norm.item(),
-            "learning_rate": lr.item(),
-        }
-        trainer.log(logs, meter.started)
+        trainer.log({"loss": meter.read(run.state.step), **meter.latest}, meter.started)
     if trainer.control.should_evaluate:
         metrics = trainer._evaluate(None, ignore_keys)
         is_best = trainer._determine_best_metric(metrics)
@@ -166,7 +160,7 @@ def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int) -> TrainOutput:
     # Speed is that of this session: a resumed run did not process what came before.
     share = steps / max(plan.max_steps, 1)
     metrics = speed_metrics("train", meter.started, plan.num_train_samples * share, steps)
-    metrics |= {"total_flos": state.total_flos, "train_loss": loss}
+    metrics |= {"total_flos": float(state.total_flos), "train_loss": loss}
     trainer.is_in_train = False
     trainer.log(metrics)
     if args.load_best_model_at_end:

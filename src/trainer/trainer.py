@@ -342,7 +342,12 @@ class Trainer:
         self.model.eval()
         try:
             return evaluation.run_evaluation(
-                self, dataloader, prediction_loss_only, ignore_keys, metric_key_prefix
+                self,
+                dataloader,
+                prediction_loss_only,
+                ignore_keys,
+                metric_key_prefix,
+                keep=description == "Prediction",
             )
         finally:
             self.model.train(was_training)

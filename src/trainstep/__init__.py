@@ -9,10 +9,15 @@ from trainstep import schedules as schedules
 from trainstep import serialize as serialize
 from trainstep import transforms as transforms
 from trainstep import tree as tree
+from trainstep import vmap as vmap
 from trainstep.compare import Difference as Difference
 from trainstep.compare import diff as diff
 from trainstep.compare import digest as digest
 from trainstep.compare import equal as equal
+from trainstep.curvature import NoiseScale as NoiseScale
+from trainstep.curvature import gradient_noise_scale as gradient_noise_scale
+from trainstep.curvature import hvp as hvp
+from trainstep.curvature import microbatch_norms as microbatch_norms
 from trainstep.grads import accumulate as accumulate
 from trainstep.grads import sum_gradients as sum_gradients
 from trainstep.grads import value_and_grad as value_and_grad

@@ -7,7 +7,7 @@ them alone.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -33,8 +33,8 @@ _NO_HOOKS = (
 )
 _NOTE = (
     "{where}: this was raised under torch.func.vmap. Modules whose operations have no batching rule (GRU "
-    "and LSTM, say), whose control flow depends on data, or whose autograd.Function has no setup_context "
-    "cannot run there. {instead}"
+    "and LSTM, say), whose control flow depends on data, that use gradient checkpointing, or whose "
+    "autograd.Function has no setup_context cannot run there. {instead}"
 )
 
 
@@ -137,7 +137,7 @@ class MemberGradients:
         dims = (0, 0, [axes[i] for i in moving])
         vectorized = torch.func.vmap(one, in_dims=dims, randomness=self.randomness)
         instead = "Use ensemble(step, exact=True), which runs the members one by one."
-        with explained("ensemble", instead), fused_attention_off(devices), _without_hooks():
+        with explained("ensemble", instead), vectorizable_attention(devices), _without_hooks():
             out = vectorized(self._leaves, self.buffers, [leaves[i] for i in moving])
         detached = {k: tree.map(torch.Tensor.detach, v) for k, v in out.items() if k != "value"}
         factor, weight = host[0]
@@ -185,15 +185,16 @@ def explained(where: str, instead: str) -> Iterator[None]:
         raise
 
 
-def fused_attention_off(devices: set[torch.device]) -> AbstractContextManager[None]:
-    """Make ``scaled_dot_product_attention`` use plain matrix products where vmap needs that.
+def vectorizable_attention(devices: set[torch.device]) -> AbstractContextManager[None]:
+    """Keep ``scaled_dot_product_attention`` to what ``vmap`` can run below an outer backward pass.
 
-    The CPU's flash kernel has no batching rule: vmap would run it once per member and warn. CUDA's
-    kernels have one and are left on.
+    That is FlashAttention on CUDA in half precision, and plain matrix products. The CPU's flash kernel
+    has no batching rule, so vmap would run it once per member and warn; CUDA's memory-efficient kernel
+    has one that fails in the backward pass (PyTorch 2.11).
     """
-    if all(device.type == "cpu" for device in devices):
-        return sdpa_kernel(SDPBackend.MATH)
-    return nullcontext()
+    if any(device.type == "cuda" for device in devices):
+        return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+    return sdpa_kernel(SDPBackend.MATH)
 
 
 def _without_hooks() -> AbstractContextManager[None]:

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from trainstep import rng, tree
 from trainstep.member_grads import (
     Randomness,
     check_randomness,
     explained,
-    fused_attention_off,
 )
 from trainstep.rng import Key
 from trainstep.types import Buffers, Grads, LossFn, Params
@@ -35,7 +35,8 @@ def per_sample_grads(
     With dropout, each sample draws its own mask, from one stream seeded by the key; a loop over samples
     would use the same numbers for each, which ``randomness="same"`` does. Buffers that training changes,
     such as BatchNorm's statistics, have no meaning for samples that are taken apart: PyTorch raises. Use
-    evaluation mode: ``per_sample_grads(functools.partial(loss_fn, train=False))``.
+    evaluation mode: ``per_sample_grads(functools.partial(loss_fn, train=False))``. Attention runs as plain
+    matrix products.
 
     Args:
         loss_fn: ``loss_fn(params, buffers, batch, key) -> Loss``.
@@ -71,7 +72,7 @@ def per_sample_grads(
         with (
             explained("per_sample_grads", _INSTEAD),
             rng.seeded(key, devices),
-            fused_attention_off(devices),
+            sdpa_kernel(SDPBackend.MATH),  # the others' backward passes have no batching rule
         ):
             grads: Grads = vectorized(given, [leaves[i] for i in split])
         return grads

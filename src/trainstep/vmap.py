@@ -178,9 +178,9 @@ def ensemble(
     BatchNorm statistics, microbatches in either order, loss scaling and gradient transformations work.
     What does not run under ``vmap`` raises, and says so: GRU and LSTM, gradient checkpointing,
     ``autograd.Function`` without ``setup_context``, control flow that depends on data. Use
-    ``exact=True`` for these. ``scaled_dot_product_attention`` works: on the CPU by plain matrix products,
-    because its flash kernel has no batching rule, elsewhere with the kernels that PyTorch chooses.
-    An operation without a batching rule of its own runs once per member, which PyTorch warns of.
+    ``exact=True`` for these. ``scaled_dot_product_attention`` works: with FlashAttention on CUDA in half
+    precision, elsewhere by plain matrix products, because the other kernels have no batching rule, or one
+    that fails. An operation without a batching rule of its own runs once per member, and PyTorch warns.
 
     Args:
         step: made by ``make_step``. If it was donated (``ensemble(donate(step))``), the stacked state is

@@ -158,6 +158,8 @@ def test_metrics_can_be_computed_batch_by_batch(tmp_path: Path) -> None:
     )
     assert trainer.evaluate()["eval_rows"] == 9
     assert calls == [(4, False), (4, False), (1, True)]
+    assert trainer.evaluation_loop(trainer.get_eval_dataloader(), "Evaluation").predictions is None
+    assert trainer.predict(samples(9)).predictions.shape == (9, 2)
 
 
 def test_batchwise_metrics_need_a_flag_for_the_last_batch(tmp_path: Path) -> None:

@@ -9,8 +9,11 @@ import torch
 from trainer.meter import Meter
 
 
+RATE = torch.tensor(0.1, dtype=torch.float64)
+
+
 def add(meter: Meter, loss: float, norm: float = 1.0) -> None:
-    meter.add({"loss": torch.tensor(loss), "grad_norm": torch.tensor(norm)})
+    meter.add({"loss": torch.tensor(loss), "grad_norm": torch.tensor(norm), "lr": RATE})
 
 
 def test_means_are_over_the_updates_since_the_last_read() -> None:
@@ -89,7 +92,7 @@ def test_a_restored_meter_goes_on_with_the_same_bits(dtype: torch.dtype) -> None
 
     def feed(meter: Meter, step: int) -> None:
         norm = torch.tensor(float("nan") if step == 5 else 1.0)
-        meter.add({"loss": losses[step - 1], "grad_norm": norm})
+        meter.add({"loss": losses[step - 1], "grad_norm": norm, "lr": RATE / step})
 
     for step in range(1, 6):
         feed(meters[0], step)
@@ -99,11 +102,22 @@ def test_a_restored_meter_goes_on_with_the_same_bits(dtype: torch.dtype) -> None
     meters[1].restore(stored)
 
     assert meters[1].state() == meters[0].state()
+    assert meters[1].latest["learning_rate"] == meters[0].latest["learning_rate"] == 0.1 / 5
     for step in range(6, 10):
         for meter in meters:
             feed(meter, step)
     assert meters[0].read(9) == meters[1].read(9)
     assert meters[0].mean(9) == meters[1].mean(9)
+
+
+def test_norm_and_rate_are_those_of_the_last_update() -> None:
+    meter = Meter(True)
+    add(meter, 1.0, 2.0)
+    add(meter, 1.0, 3.5)
+
+    assert meter.latest == {"grad_norm": 3.5, "learning_rate": 0.1}
+    meter.read(2)
+    assert meter.latest == {"grad_norm": 3.5, "learning_rate": 0.1}
 
 
 def test_a_long_run_without_logs_is_folded_into_sums() -> None:
@@ -120,7 +134,7 @@ def test_adding_reads_nothing() -> None:
     meta = torch.zeros((), device="meta")  # cannot be read
     meter = Meter(True)
     for _ in range(3):
-        meter.add({"loss": meta, "grad_norm": meta})
+        meter.add({"loss": meta, "grad_norm": meta, "lr": meta})
     assert meter.pending
 
 

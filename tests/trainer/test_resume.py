@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import random
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,11 @@ import trainstep as ts
 from trainer import CheckpointError, EarlyStoppingCallback, Trainer, checkpoint
 
 
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 def outcome(trainer: Trainer, result: Any) -> tuple[Any, ...]:
     """Return all that must be equal: state, records, mean loss, steps."""
     return (
@@ -47,6 +54,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sparse records": {"logging_steps": 3, "gradient_accumulation_steps": 2},
     "evaluating": {"eval_strategy": "steps", "eval_steps": 2},
     "by epoch": {"logging_strategy": "epoch", "eval_strategy": "epoch"},
+    "cut short": {"max_steps": 6, "logging_strategy": "epoch", "eval_strategy": "epoch"},
     "schedule": {"lr_scheduler_type": "cosine", "warmup_steps": 4, "weight_decay": 0.1},
     "data seed": {"data_seed": 7, "dataloader_drop_last": True, "per_device_train_batch_size": 4},
     "skipping": {"on_nonfinite": "skip"},
@@ -68,20 +76,16 @@ def test_every_checkpoint_leads_to_the_same_end(name: str, model: str, tmp_path:
     points = checkpoint.list_checkpoints(tmp_path / "whole")
     assert len(points) == whole.state.max_steps >= 4
     for point in points:
-        trainer = make_trainer(
-            tmp_path / point.name,
-            scored(model, seed=1),
-            save_strategy="steps",
-            save_steps=1,
-            **settings,
-        )
+        trainer = make_trainer(tmp_path / point.name, scored(model, seed=1), **settings)
         result = trainer.train(resume_from_checkpoint=str(point))
         assert outcome(trainer, result) == expected, point.name
 
 
-def test_every_checkpoint_of_an_epoch_leads_to_the_same_end(tmp_path: Path) -> None:
+@pytest.mark.parametrize("steps", [-1, 5])
+def test_every_checkpoint_of_an_epoch_leads_to_the_same_end(steps: int, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "num_train_epochs": 3,
+        "max_steps": steps,
         "save_strategy": "epoch",
         "logging_strategy": "epoch",
         "eval_strategy": "epoch",
@@ -95,23 +99,29 @@ def test_every_checkpoint_of_an_epoch_leads_to_the_same_end(tmp_path: Path) -> N
         assert outcome(trainer, trainer.train(str(point))) == expected, point.name
 
 
-@pytest.mark.parametrize("event", ["step_begin", "pre_optimizer_step", "step_end", "log", "save"])
-@pytest.mark.parametrize("at", [3, 5, 8])
+@pytest.mark.parametrize(
+    ("event", "at"),
+    [("step_begin", 3), ("pre_optimizer_step", 4), ("step_end", 5), ("log", 7), ("save", 4)],
+)
 def test_a_run_that_dies_goes_on_from_its_newest_checkpoint(
     event: str, at: int, tmp_path: Path
 ) -> None:
-    settings: dict[str, Any] = {"num_train_epochs": 2, "save_strategy": "steps", "save_steps": 1}
+    settings: dict[str, Any] = {
+        "train": samples(8),
+        "num_train_epochs": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
     whole = make_trainer(tmp_path / "whole", **settings)
     expected = outcome(whole, whole.train())
 
-    for attempt in range(2):  # dies twice at the same place
+    for resume in (None, True):  # dies twice at the same place, or at the next save
         trainer = make_trainer(
-            tmp_path / "run", scored(seed=attempt), callbacks=[At(event, at, kill)], **settings
+            tmp_path / "run", callbacks=[At(event, at, kill)], **settings
         )
         with pytest.raises(Killed):
-            trainer.train(resume_from_checkpoint=None if attempt == 0 else True)
-        if event == "save":
-            at += 1
+            trainer.train(resume_from_checkpoint=resume)
+        at += 2 if event == "save" else 0
     trainer = make_trainer(tmp_path / "run", scored(seed=9), **settings)
     assert outcome(trainer, trainer.train(resume_from_checkpoint=True)) == expected
 
@@ -405,7 +415,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     assert len(skipped) == 2
     for step, message in zip((5, 4), skipped, strict=True):
         assert f"checkpoint-{step} is passed over: " in message
-        assert pytest.importorskip("re").search(DAMAGE[harm], message)
+        assert re.search(DAMAGE[harm], message)
     assert f"Resuming from {tmp_path / 'checkpoint-2'}" in caplog.text
     assert outcome(trainer, result) == expected
     assert recorder.events[1:4] == ["train_begin", "epoch_begin", "step_begin"]

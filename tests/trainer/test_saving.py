@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.shell import At, Recorder, logged, make_trainer, scored, weights
+from support.shell import At, Recorder, logged, make_trainer, samples, scored, weights
 
 import trainstep as ts
 from trainer import CheckpointError, checkpoint
 from trainer.checkpoint import io
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 def saved(folder: Path) -> list[int]:
@@ -167,8 +173,6 @@ def test_only_the_best_are_saved_if_that_is_the_strategy(tmp_path: Path) -> None
 
 
 def test_the_loss_of_one_dataset_of_several_can_decide(tmp_path: Path) -> None:
-    from support.shell import samples
-
     trainer = make_trainer(
         tmp_path,
         evaluation={"a": samples(3), "b": samples(3, seed=1)},

@@ -147,7 +147,7 @@ def test_batch_norm_works_in_evaluation_mode_and_is_refused_in_training() -> Non
 
 def test_checkpointing_is_refused_with_advice() -> None:
     loss_fn, params, buffers, batch = setup("checkpointed")
-    with pytest.raises(RuntimeError, match="saved tensor hooks") as caught:
+    with pytest.raises(RuntimeError, match="gradient checkpointing") as caught:
         per_sample_grads(loss_fn)(params, buffers, batch, KEY)
     assert caught.value.__notes__[0].startswith("per_sample_grads: this was raised under")
 

@@ -214,6 +214,21 @@ def test_attention_is_vectorized_without_a_warning(options: dict[str, bool]) -> 
         assert spread(gradients(member, state), gradients(expected, state)) <= 16
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("exact", [True, False])
+def test_attention_on_cuda(exact: bool, dtype: torch.dtype) -> None:
+    step, states = make(Attention, dtype=dtype)
+    states = [ts.tree.map(lambda leaf: leaf.cuda(), state) for state in states]
+    batch = {name: tensor.cuda() for name, tensor in models.batch(64, dtype=dtype).items()}
+    after, _ = vmap.ensemble(step, exact=exact)(vmap.stack(states), batch)
+    for state, member in zip(states, vmap.unstack(after), strict=True):
+        expected, _ = step(state, batch)
+        limit = 0 if exact else 16
+        assert spread(gradients(member, state), gradients(expected, state)) <= limit
+
+
 def test_attention_settings_are_put_back() -> None:
     step, states = make(Attention)
     before = (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled())

@@ -10,9 +10,10 @@ from trainer.checkpoint.contents import Contents
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.layout import checkpoint_dir, list_checkpoints
 from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.place import tidy
 from trainer.checkpoint.reader import Loaded, load, newest, verify
 from trainer.checkpoint.rotation import rotate
-from trainer.checkpoint.writer import save, tidy
+from trainer.checkpoint.writer import save
 
 __all__ = [
     "BackgroundWriter",

@@ -31,9 +31,9 @@ from trainer.checkpoint.layout import (
     checkpoint_dir,
     host_rng_name,
     sibling_dir,
-    siblings,
 )
 from trainer.checkpoint.manifest import File, Manifest, to_json
+from trainer.checkpoint.place import publish, tidy
 from trainer.checkpoint.weights import Stored, absorb_model, split, write_leaves
 from trainstep.serialize import to_flat
 
@@ -60,33 +60,12 @@ def save(root: str | os.PathLike[str], step: int, contents: Contents) -> Path:
         _check_space(root, prepared.needed)
         try:
             _write(temporary, step, contents, prepared)
-            _publish(temporary, final, step)
+            publish(temporary, final, step)
         except BaseException:
             with suppress(OSError):
                 io.remove_tree(temporary)
             raise
     return final
-
-
-def tidy(root: Path, step: int) -> None:
-    """Remove what killed saves and rotations left in ``root``, and put back what one set aside.
-
-    Touches the hidden folders of this process and of those that are gone, and those of ``step``
-    whoever's they are. Folders that this process is writing for another step stay, as does what
-    cannot be removed.
-    """
-    for path, kind, its_step, pid in siblings(root):
-        mine = pid == os.getpid()
-        gone = not mine and not _alive(pid)
-        with suppress(OSError):
-            if kind == "old":
-                place = checkpoint_dir(root, its_step)
-                if (mine or gone) and not place.exists():
-                    io.rename(path, place)  # killed between the two renames of _publish
-                elif (mine or gone) and (place / MANIFEST).exists():
-                    io.remove_tree(path)
-            elif gone or its_step == step or (mine and kind == "gone"):
-                io.remove_tree(path)
 
 
 @define
@@ -228,40 +207,6 @@ def _put(path: Path, data: bytes, hashing: Hashing) -> Any:
         io.sync_open(file)
     hashing.update(sha, data)
     return sha
-
-
-def _publish(temporary: Path, final: Path, step: int) -> None:
-    """Put the finished folder in its place; the one that is there stays until the new one is safe."""
-    old = sibling_dir(final.parent, "old", step)
-    # An old one that is still there is the good one (see tidy); what has its place is not.
-    aside = sibling_dir(final.parent, "gone", step) if old.exists() else old
-    replaces = final.exists()
-    if replaces:
-        io.rename(final, aside)
-    try:
-        io.rename(temporary, final)
-    except BaseException:
-        if replaces:
-            with suppress(OSError):
-                io.rename(aside, final)
-        raise
-    io.sync_folder(final.parent)
-    for path in (aside, old):
-        with suppress(OSError):
-            io.remove_tree(path)
-
-
-def _alive(pid: int) -> bool:
-    """Tell whether a process of this machine has that number; True where that cannot be asked."""
-    if os.name != "posix":
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
 
 
 @contextmanager

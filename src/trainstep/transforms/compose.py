@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+from trainstep import tree
 from trainstep.transforms.base import Context, Transform
 from trainstep.types import Grads, Params
 
@@ -44,5 +45,7 @@ def run(
     for transform, state in zip(transforms, states, strict=True):
         if grads:
             grads, state = transform.update(grads, state, params, context)
+        elif not context.donated:  # a pure result shares nothing that a donated step may write to
+            state = tree.clone(state)
         after.append(state)
     return grads, tuple(after)
