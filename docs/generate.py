@@ -66,7 +66,11 @@ def public(module: ModuleType) -> list[tuple[str, Any]]:
     for name, value in vars(module).items():
         home = getattr(value, "__module__", "")
         owned = home.startswith(module.__name__) if package else home == module.__name__
-        if not name.startswith("_") and owned and (inspect.isclass(value) or inspect.isroutine(value)):
+        if (
+            not name.startswith("_")
+            and owned
+            and (inspect.isclass(value) or inspect.isroutine(value))
+        ):
             found.append((name, value))
     return found
 
@@ -83,7 +87,9 @@ def methods(cls: type) -> list[tuple[str, Any]]:
 def method(owner: str, name: str, value: Any) -> str:
     """Return a method's entry."""
     doc = inspect.getdoc(value)
-    return f"### `{owner}.{name}`\n\n```python\n{signature(name, value)}\n```\n\n```text\n{doc}\n```\n"
+    return (
+        f"### `{owner}.{name}`\n\n```python\n{signature(name, value)}\n```\n\n```text\n{doc}\n```\n"
+    )
 
 
 def signature(name: str, value: Any) -> str:

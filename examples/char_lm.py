@@ -1,6 +1,6 @@
 """Train a byte-level GPT on CPython's own documentation, through Trainer. `make train` runs this.
 
-    python examples/char_lm.py [--steps 900] [--out runs/char_lm] [--resume]
+    python examples/char_lm.py [--steps 600] [--out runs/char_lm] [--resume]
 
 Kill it at any moment and start it again with --resume: it ends with the same digest.
 """
@@ -63,14 +63,20 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, time, width = x.shape
         heads = (batch, time, 3, self.heads, width // self.heads)
-        q, k, v = self.qkv(self.attention_norm(x)).view(heads).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(_shifted(self.attention_norm(x))).view(heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.dropout(self.out(mixed.transpose(1, 2).reshape(batch, time, width)))
-        return x + self.dropout(self.down(F.gelu(self.up(self.mlp_norm(x)))))
+        return x + self.dropout(self.down(F.relu(self.up(self.mlp_norm(x))).square()))
+
+
+def _shifted(x: Tensor) -> Tensor:
+    """Let half of the channels show the byte before: pairs of bytes are then learned in no time."""
+    before, own = x.chunk(2, dim=-1)
+    return torch.cat([F.pad(before, (0, 0, 1, 0))[:, :-1], own], dim=-1)
 
 
 class ByteGPT(nn.Module):
-    """A GPT over bytes. Returns ``{"loss", "logits"}``; the head is tied to the embedding."""
+    """A GPT over bytes. Returns ``{"loss", "logits"}``."""
 
     def __init__(
         self, length: int, width: int = 128, layers: int = 4, heads: int = 4, dropout: float = 0.1
@@ -83,7 +89,6 @@ class ByteGPT(nn.Module):
         self.blocks = nn.ModuleList(Block(width, heads, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, VOCABULARY, bias=False)
-        self.head.weight = self.tokens.weight
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -118,9 +123,9 @@ def unigram_entropy(train: bytes, held_out: bytes) -> float:
     return -sum(math.log((counts[b] + 1) / total) for b in held_out) / len(held_out)
 
 
-def zlib_entropy(held_out: bytes) -> float:
-    """Return nats per byte of ``held_out`` compressed by zlib at level 9."""
-    return len(zlib.compress(held_out, 9)) * 8 * math.log(2) / len(held_out)
+def zlib_entropy(text: bytes) -> float:
+    """Return nats per byte of ``text`` compressed by zlib at level 9."""
+    return len(zlib.compress(text, 9)) * 8 * math.log(2) / len(text)
 
 
 def parse() -> argparse.Namespace:
@@ -128,7 +133,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=900, help="updates in the whole run")
+    parser.add_argument("--steps", type=int, default=600, help="updates in the whole run")
     parser.add_argument("--out", type=Path, default=Path("runs/char_lm"), help="output folder")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="seed of weights, order and dropout")
@@ -139,8 +144,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=128, help="width of the model")
     parser.add_argument("--layers", type=int, default=4, help="layers of the model")
     parser.add_argument("--dropout", type=float, default=0.1, help="dropout probability")
-    parser.add_argument("--eval-steps", type=int, default=150, help="updates between evaluations")
-    parser.add_argument("--save-steps", type=int, default=150, help="updates between checkpoints")
+    parser.add_argument("--eval-steps", type=int, default=100, help="updates between evaluations")
+    parser.add_argument("--save-steps", type=int, default=100, help="updates between checkpoints")
     parser.add_argument("--sample", type=int, default=300, help="bytes of text to generate")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args()
@@ -158,7 +163,7 @@ def arguments(options: argparse.Namespace) -> TrainingArguments:
         lr_scheduler_type="cosine",
         warmup_steps=min(60, options.steps // 10),
         weight_decay=0.1,
-        adam_beta2=0.98,
+        adam_beta2=0.95,
         logging_steps=max(1, options.eval_steps // 3),
         eval_strategy="steps",
         eval_steps=options.eval_steps,
@@ -195,7 +200,8 @@ def main() -> None:
     print(loss_table(trainer.state.log_history))
     rivals = {
         "unigram model": unigram_entropy(train, held_out),
-        "zlib -9": zlib_entropy(held_out),
+        "zlib -9, whole text": zlib_entropy(text),
+        "zlib -9, this tenth": zlib_entropy(held_out),
         "this model": loss,
     }
     print(f"\n{'on the held-out tenth':24}{'nats per byte':>14}{'bits per byte':>15}")
@@ -242,7 +248,7 @@ def plot(history: list[dict[str, Any]], rivals: dict[str, float], path: Path) ->
     for key, label in (("loss", "training"), ("eval_loss", "held-out text")):
         points = [(record["step"], record[key]) for record in history if key in record]
         axes.plot(*zip(*points, strict=True), label=label, marker="." if "eval" in key else "")
-    for name, style in (("unigram model", ":"), ("zlib -9", "--")):
+    for name, style in (("unigram model", ":"), ("zlib -9, this tenth", "--")):
         axes.axhline(rivals[name], color="gray", linestyle=style, label=name)
     axes.set(
         xlabel="update", ylabel="nats per byte", title="Byte-level GPT on Python's help topics"

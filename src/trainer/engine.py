@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 
 from trainer import modeling
-from trainstep.types import Grads
+from trainstep import TrainState
+from trainstep.types import Buffers, Grads
 
 
 class LocalEngine:
@@ -16,10 +17,12 @@ class LocalEngine:
     and callbacks that look at ``.grad`` find what they expect, and nothing is exchanged or copied.
     """
 
-    def __init__(self, trainer: Any, names: list[str]) -> None:
-        parameters = dict(modeling.unwrap(trainer.model).named_parameters())
+    def __init__(self, trainer: Any, state: TrainState) -> None:
         self._trainer = trainer
-        self._parameters = [(name, parameters[name]) for name in names]
+        self._module = modeling.unwrap(trainer.model)
+        parameters = dict(self._module.named_parameters())
+        self._parameters = [(name, parameters[name]) for name in state.params]
+        self._buffer_names = frozenset(state.buffers)
         for _, parameter in self._parameters:
             parameter.grad = None  # an interrupted training, or the caller, may have left some
 
@@ -46,6 +49,11 @@ class LocalEngine:
                 "depends on the model's output, outside torch.no_grad()."
             )
         return grads
+
+    def buffers(self) -> Buffers:
+        """Return the module's buffers; those that it replaced are not the state's tensors any more."""
+        kept = self._buffer_names
+        return {name: b for name, b in self._module.named_buffers() if name in kept}
 
 
 def describe(batch: Any) -> str:

@@ -9,12 +9,13 @@ from enum import Enum
 from itertools import islice
 from typing import Any, Protocol
 
+import torch
 from attrs import define, field
 from torch import Tensor
 
 import trainstep as ts
 from trainer.plan import Plan
-from trainstep.types import Grads, Metrics
+from trainstep.types import Buffers, Grads, Metrics
 
 
 class Event(Enum):
@@ -48,6 +49,10 @@ class Engine(Protocol):
         """Return the gradients added up since the last call, and forget them."""
         ...
 
+    def buffers(self) -> Buffers:
+        """Return the tensors that the module now has as buffers, by the names of the state's."""
+        ...
+
 
 @define(eq=False)
 class Run:
@@ -67,6 +72,7 @@ class Run:
         in_epoch: this epoch has begun and not been ended; after a last update that was saved, its end
             is all that is left to do.
         metrics: of the last update, on the device.
+        devices: where the parameters are.
         exhausted: an epoch had no batch at all.
     """
 
@@ -83,6 +89,10 @@ class Run:
     in_epoch: bool = False
     metrics: Metrics = field(factory=dict)
     exhausted: bool = False
+    devices: set[torch.device] = field(factory=set, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.devices = {p.device for p in self.state.params.values()}
 
     @property
     def progress(self) -> float:
@@ -107,7 +117,8 @@ def events(run: Run) -> Iterator[Event]:
         run.in_epoch = True
         yield Event.EPOCH_BEGIN
         over = yield from _epoch(run)
-        if run.batch == first == 0:  # nothing to train on: another epoch would not end either
+        # With nothing to train on, another epoch would not end either.
+        if run.batch == first == 0 and not run.finished:
             run.exhausted = run.control.should_training_stop = True
         if over:
             run.epoch, run.batch = run.epoch + 1, 0
@@ -138,15 +149,32 @@ def _epoch(run: Run) -> Generator[Event, None, bool]:
 def _update(run: Run, window: list[Any]) -> Iterator[Event]:
     items = run.count_items(window)
     key = run.step.loss_key(run.state)
-    devices = {p.device for p in run.state.params.values()}
+    before = ts.tree.clone(run.engine.buffers()) if run.step.skips else {}
     total: Any = 0.0
     for number, batch in enumerate(window):
-        with ts.rng.seeded(key.fold_in(number), devices):
+        with ts.rng.seeded(key.fold_in(number), run.devices):
             total = total + run.engine.backward(batch, items, len(window))
         if number + 1 < len(window):
             yield Event.SUBSTEP_END
     yield Event.PRE_OPTIMIZER_STEP
-    loss = ts.Loss(total, 1, run.state.buffers)  # the engine has divided already
+    loss = ts.Loss(total, 1, _set_apart(run, before))  # the engine has divided already
     run.state, run.metrics = run.step.update(run.state, loss, run.engine.collect())
+    if before:  # a refused update takes the module's buffers back as well
+        for name, tensor in run.engine.buffers().items():
+            tensor.copy_(run.state.buffers[name])
     run.batch += len(window)
     yield Event.OPTIMIZER_STEP
+
+
+def _set_apart(run: Run, before: Buffers) -> Buffers:
+    """Return the buffers after a window. The module has changed those of the state in place.
+
+    With ``before``, its values are put back into the state, which then has what the step keeps if it
+    refuses the update.
+    """
+    if not before:
+        return run.state.buffers
+    after = ts.tree.clone(run.engine.buffers())
+    for name, tensor in before.items():
+        run.state.buffers[name].copy_(tensor)
+    return {**run.state.buffers, **after}

@@ -64,7 +64,7 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
         plan=plan,
         step=ts.donate(step),
         state=state,
-        engine=LocalEngine(trainer, list(state.params)),
+        engine=LocalEngine(trainer, state),
         batches=lambda epoch, skip: batches_from(loader, epoch, skip),
         count_items=trainer.count_items,
         control=trainer.control,

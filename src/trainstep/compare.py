@@ -45,7 +45,8 @@ def leaf_digest(path: str, leaf: Any) -> bytes:
     head = f"{path}:{leaf.dtype}:{tuple(leaf.shape)}".encode()
     sha = hashlib.sha256(head)
     if leaf.numel():
-        data = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        data = leaf.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        data = data.reshape(-1).view(torch.uint8)
         sha.update(data.numpy().data)
     return sha.digest()
 

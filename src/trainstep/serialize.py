@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from trainstep.members import Keys, Members
 from trainstep.rng import Key
 from trainstep.state import TrainState
 
@@ -35,7 +36,7 @@ def to_flat(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     metadata = {
         "format": FORMAT,
         "step": state.step,
-        "key": f"{state.key.bits:016x}",
+        "key": _write_key(state.key),
         "structure": structure,
     }
     return tensors, metadata
@@ -61,7 +62,7 @@ def from_flat(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> Tra
     problems += [f"unexpected: {path}" for path in tensors if path not in used]
     if problems:
         raise ValueError("from_flat: tensors do not fit the metadata:\n  " + "\n  ".join(problems))
-    return TrainState(step=metadata["step"], key=Key(int(metadata["key"], 16)), **parts)
+    return TrainState(step=metadata["step"], key=_read_key(metadata["key"]), **parts)
 
 
 def check_like(state: TrainState, like: TrainState) -> None:
@@ -81,6 +82,14 @@ def check_like(state: TrainState, like: TrainState) -> None:
         raise ValueError("the state does not fit this model:\n  " + "\n  ".join(problems))
 
 
+def _write_key(key: Key | Keys) -> str | list[str]:
+    return [f"{b:016x}" for b in key.bits] if isinstance(key, Keys) else f"{key.bits:016x}"
+
+
+def _read_key(text: str | list[str]) -> Any:
+    return Key(int(text, 16)) if isinstance(text, str) else Keys(tuple(int(b, 16) for b in text))
+
+
 def _describe(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
         if path in tensors:
@@ -95,6 +104,9 @@ def _describe(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple) and type(value) in (list, tuple):
         kind = type(value).__name__
         return {kind: [_describe(v, f"{path}/{i}", tensors) for i, v in enumerate(value)]}
+    if isinstance(value, Members):  # of a stacked state, see trainstep.vmap
+        values = enumerate(value.values)
+        return {"members": [_describe(v, f"{path}/{i}", tensors) for i, v in values]}
     if isinstance(value, float):
         return {"float": value.hex()}  # exact, and JSON has no infinities
     if value is None or isinstance(value, bool | int | str):
@@ -124,6 +136,8 @@ def _rebuild(
         return [_rebuild(v, tensors, used, problems) for v in spec["list"]]
     if "tuple" in spec:
         return tuple(_rebuild(v, tensors, used, problems) for v in spec["tuple"])
+    if "members" in spec:
+        return Members(tuple(_rebuild(v, tensors, used, problems) for v in spec["members"]))
     return float.fromhex(spec["float"]) if "float" in spec else spec["value"]
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support.processes import ROOT
 from support.shell import timeless
 

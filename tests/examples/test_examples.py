@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from support.processes import ROOT
 
 TINY = "--steps 6 --eval-steps 3 --save-steps 3 --batch-size 4 --length 16 --width 16 --layers 1"

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
 from support.peer import Side, both, texts, tiny
 from support.shell import Scored, Stream, samples, scored
-from torch import Tensor, nn
 
 pytest.importorskip("transformers")
 
@@ -86,9 +87,7 @@ def doubly_labelled(n: int) -> list[dict[str, Tensor]]:
 def test_predictions_are_the_same(
     tuples: bool, changes: dict[str, Any], n: int, tmp_path: Path
 ) -> None:
-    ours, other = both(
-        tmp_path, wide(tuples), lambda t: t.predict(doubly_labelled(n)), **changes
-    )
+    ours, other = both(tmp_path, wide(tuples), lambda t: t.predict(doubly_labelled(n)), **changes)
 
     assert_same_outputs(ours, other)
 
@@ -123,9 +122,7 @@ def test_ragged_batches_are_padded_alike(tmp_path: Path) -> None:
     for width in (2, 2, 3, 3, 3, 3, 1):
         row = torch.randn(width, generator=generator)
         data.append({"x": row, "labels": row.round()})
-    ours, other = both(
-        tmp_path, Ragged(), lambda t: t.predict(data), per_device_eval_batch_size=2
-    )
+    ours, other = both(tmp_path, Ragged(), lambda t: t.predict(data), per_device_eval_batch_size=2)
 
     assert -100 in ours.result.label_ids
     assert_same_outputs(ours, other)

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
 from support.peer import assert_same_weights, both, texts, theirs, tiny
 from support.shell import (
     At,
@@ -19,7 +21,6 @@ from support.shell import (
     stop,
     weights,
 )
-from torch import Tensor
 
 pytest.importorskip("transformers")
 
@@ -111,9 +112,7 @@ def test_a_loss_divided_by_items_trains_to_the_same_bits(tmp_path: Path) -> None
     data = samples(23)
     for i, row in enumerate(data):
         row["labels"] = torch.where(torch.arange(2) < i % 2, -100.0, row["labels"])
-    ours, other = both(
-        tmp_path, scored("mlp", Counted), train=data, gradient_accumulation_steps=4
-    )
+    ours, other = both(tmp_path, scored("mlp", Counted), train=data, gradient_accumulation_steps=4)
 
     assert ours.history == other.history
     assert_same_weights(ours, other)

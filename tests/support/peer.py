@@ -92,9 +92,7 @@ def both(
         with warnings.catch_warnings():
             if name == "theirs":
                 warnings.simplefilter("ignore")
-            trainer = build(
-                folder / name, copy.deepcopy(model), callbacks=[recorder], **settings
-            )
+            trainer = build(folder / name, copy.deepcopy(model), callbacks=[recorder], **settings)
             sides.append(Side(trainer, recorder.events, act(trainer)))
     return sides[0], sides[1]
 

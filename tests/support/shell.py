@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import IterableDataset
 
+import trainstep as ts
 from support import models
 from trainer import Trainer, TrainerCallback, TrainingArguments
 
@@ -41,6 +42,11 @@ class Watching(Scored):
         if self.training:
             self.seen.append(x[:, 0].tolist())
         return super().forward(x, labels)
+
+
+def flat(batches: Iterable[Iterable[float]]) -> list[float]:
+    """Join what a ``Watching`` has seen."""
+    return [value for batch in batches for value in batch]
 
 
 class Normed(nn.Module):
@@ -168,12 +174,12 @@ class At(TrainerCallback):
     """Calls ``action(control)`` at an event of one step, once."""
 
     def __init__(self, event: str, step: int, action: Callable[[Any], Any]) -> None:
-        def act(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == step and not self.done:
-                self.done = True
-                action(control)
+        waiting = [action]
 
-        self.done = False
+        def act(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == step and waiting:
+                waiting.pop()(control)
+
         setattr(self, f"on_{event}", act)
 
 
@@ -194,6 +200,23 @@ def stop(control: Any) -> None:
 def timeless(history: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return log records without what depends on the clock."""
     return [{k: v for k, v in record.items() if not k.endswith(TIMED)} for record in history]
+
+
+def outcome(trainer: Any, result: Any) -> tuple[Any, ...]:
+    """Return all that must be equal after resuming: state, records, mean loss, steps, epoch."""
+    return (
+        ts.digest(trainer.train_state),
+        timeless(trainer.state.log_history),
+        result.training_loss,
+        result.global_step,
+        trainer.state.epoch,
+    )
+
+
+def scripted(values: Iterable[float]) -> Callable[[Any], dict[str, float]]:
+    """Return a ``compute_metrics`` that gives one value after the other as ``score``."""
+    rest = iter(values)
+    return lambda prediction: {"score": next(rest)}
 
 
 def logged(trainer: Any, key: str) -> list[Any]:

@@ -6,16 +6,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from support import models
 from support.shell import At, Killed, kill, make_trainer, samples, scored, weights
-
 from trainer import Trainer
 from trainer.engine import LocalEngine, describe
 
 
 def test_gradients_add_up_until_they_are_collected(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, scored("mlp"))
-    engine = LocalEngine(trainer, [name for name, _ in trainer.model.named_parameters()])
+    engine = LocalEngine(trainer, trainer.train_state)
     batches = [models.batch(3, seed=i) for i in range(2)]
     inputs = [{"x": b["x"], "labels": b["y"]} for b in batches]
 
@@ -84,7 +84,7 @@ class NoBackward(Trainer):
 
 
 def test_an_override_that_makes_no_gradients_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no parameter received a gradient.*must call backward"):
+    with pytest.raises(ValueError, match=r"no parameter received a gradient.*must call backward"):
         make_trainer(tmp_path, make=NoBackward).train()
 
 

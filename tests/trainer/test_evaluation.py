@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.shell import Recorder, Scored, Stream, logged, make_trainer, samples, scored
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from support.shell import Recorder, Scored, Stream, logged, make_trainer, samples, scored
 from trainer import EvalPrediction, Trainer, evaluation
 
 
@@ -93,7 +93,11 @@ class Seen:
     def __call__(self, prediction: EvalPrediction) -> dict[str, Any]:
         self.given.append(prediction)
         error = np.abs(prediction.predictions - prediction.label_ids).mean()
-        return {"error": error, "eval_rows": np.array([len(prediction.label_ids)]), "n": {"a": error}}
+        return {
+            "error": error,
+            "eval_rows": np.array([len(prediction.label_ids)]),
+            "n": {"a": error},
+        }
 
 
 def test_metrics_are_computed_from_whole_arrays(tmp_path: Path) -> None:
@@ -163,7 +167,7 @@ def test_metrics_can_be_computed_batch_by_batch(tmp_path: Path) -> None:
 
 
 def test_batchwise_metrics_need_a_flag_for_the_last_batch(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="give it a parameter compute_result. It takes p$"):
+    with pytest.raises(ValueError, match=r"give it a parameter compute_result. It takes p$"):
         make_trainer(tmp_path, batch_eval_metrics=True, more={"compute_metrics": lambda p: {}})
 
 
@@ -203,7 +207,13 @@ class Wordy(Scored):
         loss = (mse_loss(logits, labels, reduction="none").mean(1) * label_weights).mean()
         if self.tuples:
             return (loss, logits, *extra)
-        return {"loss": loss, "logits": logits, "hidden": None, "extra": extra[0], "nested": extra[1]}
+        return {
+            "loss": loss,
+            "logits": logits,
+            "hidden": None,
+            "extra": extra[0],
+            "nested": extra[1],
+        }
 
 
 def wordy(tuples: bool = False) -> Wordy:
@@ -292,8 +302,9 @@ def test_a_dict_of_datasets_is_evaluated_one_by_one(tmp_path: Path) -> None:
     assert metrics["eval_b_loss"] == alone["eval_loss"]
     assert logged(trainer, "eval_a_loss") == [metrics["eval_a_loss"]]
     assert trainer.evaluate("b")["eval_loss"] == alone["eval_loss"]
-    assert trainer.evaluate({"c": sets["a"]}, metric_key_prefix="x")["x_c_loss"] == (
-        metrics["eval_a_loss"]
+    assert (
+        trainer.evaluate({"c": sets["a"]}, metric_key_prefix="x")["x_c_loss"]
+        == (metrics["eval_a_loss"])
     )
 
 
@@ -358,7 +369,9 @@ def test_structures_are_joined() -> None:
 
 def test_batches_are_measured_by_their_first_tensor() -> None:
     zeros = torch.zeros(3, 2)
-    assert evaluation.batch_length({"name": "x", "deep": {"t": zeros}, "other": torch.zeros(5)}) == 3
+    assert (
+        evaluation.batch_length({"name": "x", "deep": {"t": zeros}, "other": torch.zeros(5)}) == 3
+    )
     assert evaluation.batch_length([zeros]) == 3
     assert evaluation.batch_length(torch.zeros(())) == 1
     assert evaluation.batch_length({"a": 1, "b": None}) == 0

@@ -7,9 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from support.shell import At, Recorder, Stream, Watching, logged, make_trainer, samples, scored, stop
 
 import trainstep as ts
+from support.shell import (
+    At,
+    Recorder,
+    Stream,
+    Watching,
+    flat,
+    logged,
+    make_trainer,
+    samples,
+    scored,
+    stop,
+)
+from trainer import TrainerCallback, TrainerControl
 from trainer.loop import Event, Run, events
 from trainer.plan import Plan
 
@@ -51,7 +63,9 @@ def test_the_order_of_events_is_that_of_the_reference(tmp_path: Path) -> None:
         *steps(2, 0.8),
         *EVALUATION,
         "save",
-        *steps(3, 1.0, substeps=0),  # the last window is one batch; evaluated and saved all the same
+        *steps(
+            3, 1.0, substeps=0
+        ),  # the last window is one batch; evaluated and saved all the same
         *EVALUATION,
         "save",
         "epoch_end",
@@ -100,7 +114,7 @@ def test_every_sample_is_seen_once_an_epoch_in_a_new_order(tmp_path: Path) -> No
     model = scored("mlp", Watching)
     make_trainer(tmp_path, model, num_train_epochs=2).train()
 
-    seen = [sum(model.seen[i : i + 5], []) for i in (0, 5)]
+    seen = [flat(model.seen[i : i + 5]) for i in (0, 5)]
     everything = sorted(row["x"][0].item() for row in samples())
     assert [len(batch) for batch in model.seen] == [2] * 10
     assert sorted(seen[0]) == sorted(seen[1]) == everything
@@ -170,7 +184,9 @@ def test_micro_batches_have_keys_of_their_own_and_leave_the_generator_alone() ->
     assert len(set(engine.draws)) == 4
     key = ts.rng.key(0)
     for number, draw in enumerate(engine.draws):
-        with ts.rng.seeded(loop.step.loss_key(loop.state.evolve(step=number // 2)).fold_in(number % 2)):
+        with ts.rng.seeded(
+            loop.step.loss_key(loop.state.evolve(step=number // 2)).fold_in(number % 2)
+        ):
             assert float(torch.rand(())) == draw
     assert loop.state.key == key
 
@@ -326,8 +342,6 @@ def test_a_callback_may_ask_for_log_evaluation_and_checkpoint(tmp_path: Path) ->
 
 
 def test_a_control_that_a_callback_returns_is_used(tmp_path: Path) -> None:
-    from trainer import TrainerCallback, TrainerControl
-
     class Replacing(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
             return TrainerControl(should_training_stop=state.global_step == 3)

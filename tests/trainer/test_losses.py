@@ -29,9 +29,13 @@ def test_the_loss_is_found(outputs: Any) -> None:
 
 def test_a_missing_loss_lists_what_there_is() -> None:
     inputs = {"input_ids": LOGITS, "mask": LOGITS}
-    for outputs in ({"logits": LOGITS, "hidden": LOGITS}, {"logits": LOGITS, "hidden": 0, "loss": None}):
+    for outputs in (
+        {"logits": LOGITS, "hidden": LOGITS},
+        {"logits": LOGITS, "hidden": 0, "loss": None},
+    ):
         with pytest.raises(
-            ValueError, match=r"did not return a loss.*keys logits, hidden.*had input_ids, mask.*labels"
+            ValueError,
+            match=r"did not return a loss.*keys logits, hidden.*had input_ids, mask.*labels",
         ):
             loss_from_outputs(outputs, inputs)
     with pytest.raises(ValueError, match="its inputs had Tensor"):

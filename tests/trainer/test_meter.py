@@ -8,7 +8,6 @@ import torch
 
 from trainer.meter import Meter
 
-
 RATE = torch.tensor(0.1, dtype=torch.float64)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import Tensor, nn
+
 from support import models
 from support.peer import texts, tiny
 from support.shell import Scored, make_trainer, scored, weights
-from torch import Tensor, nn
-
 from trainer import modeling
 
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.reference import SHAPES, assert_equal_bits
-from support.shell import Normed, Scored, make_args, make_trainer
 from torch import nn
 
+from support.reference import SHAPES, assert_equal_bits
+from support.shell import Normed, Scored, make_args, make_trainer
 from trainer.optimization import (
     decay_parameter_names,
     make_optimizer,
@@ -90,9 +90,7 @@ ADAM: dict[str, Any] = {"lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-6}
         ("cosine", {"num_cycles": 1}, [0.0, 0.5, 1.0, 0.5, 0.0, 0.5, 1.0]),
     ],
 )
-def test_schedules(
-    kind: str, options: dict[str, Any], rates: list[float], tmp_path: Path
-) -> None:
+def test_schedules(kind: str, options: dict[str, Any], rates: list[float], tmp_path: Path) -> None:
     args = make_args(
         tmp_path,
         learning_rate=1.0,
@@ -146,7 +144,9 @@ def test_unknown_options_are_refused(optim: str, text: str, message: str, tmp_pa
 
 
 def test_unknown_names_are_refused_with_the_valid_ones(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"optim: 'adamw' is not a valid .*; choose one of 'adamw_torch'"):
+    with pytest.raises(
+        ValueError, match=r"optim: 'adamw' is not a valid .*; choose one of 'adamw_torch'"
+    ):
         make_args(tmp_path, optim="adamw")
     with pytest.raises(ValueError, match=r"lr_scheduler_type: 'sine' is not a valid .*'cosine'"):
         make_args(tmp_path, lr_scheduler_type="sine")
@@ -156,7 +156,10 @@ def test_unknown_names_are_refused_with_the_valid_ones(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"optim": "lomo"}, "optim='lomo' is not available yet; choose one of adamw_torch_fused, "),
-        ({"lr_scheduler_type": "greedy"}, "lr_scheduler_type='greedy' is not available.*linear, cos"),
+        (
+            {"lr_scheduler_type": "greedy"},
+            "lr_scheduler_type='greedy' is not available.*linear, cos",
+        ),
         ({"optim": "sgd", "optim_args": "x=1"}, "sgd does not take x"),
         ({"lr_scheduler_kwargs": {"waves": 2}}, "unexpected keyword argument 'waves'"),
     ],

@@ -75,7 +75,9 @@ def test_the_fraction_of_an_epoch_counts_micro_batches() -> None:
 
 
 def test_data_without_length_need_max_steps() -> None:
-    with pytest.raises(ValueError, match=r"no length.*set max_steps, which is -1, to the number of"):
+    with pytest.raises(
+        ValueError, match=r"no length.*set max_steps, which is -1, to the number of"
+    ):
         make_plan(arguments(), iter(()), 4)
 
 

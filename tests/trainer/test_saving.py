@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from support.shell import At, Recorder, logged, make_trainer, samples, scored, weights
 
 import trainstep as ts
+from support.shell import At, Recorder, logged, make_trainer, samples, scored, scripted, weights
 from trainer import CheckpointError, checkpoint
 from trainer.checkpoint import io
 
@@ -91,12 +91,6 @@ def test_weights_alone_can_be_saved(tmp_path: Path) -> None:
 # ---- limits, and the best one
 
 
-def scripted(values: list[float]) -> Any:
-    """A ``compute_metrics`` that gives one value after the other as ``score``."""
-    rest = iter(values)
-    return lambda prediction: {"score": next(rest)}
-
-
 def tracked(folder: Path, values: list[float], **changes: Any) -> Any:
     """A trainer that evaluates at every one of its 5 steps and keeps track of ``score``."""
     settings: dict[str, Any] = {
@@ -107,9 +101,7 @@ def tracked(folder: Path, values: list[float], **changes: Any) -> Any:
         "metric_for_best_model": "score",
         "greater_is_better": True,
     }
-    return make_trainer(
-        folder, more={"compute_metrics": scripted(values)}, **(settings | changes)
-    )
+    return make_trainer(folder, more={"compute_metrics": scripted(values)}, **(settings | changes))
 
 
 def test_old_checkpoints_go(tmp_path: Path) -> None:
@@ -275,7 +267,7 @@ def test_a_save_that_fails_is_warned_of_and_training_goes_on(
 def test_the_last_save_must_succeed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, [5])
     trainer = make_trainer(tmp_path, save_strategy="steps", save_steps=2)
-    with pytest.raises(CheckpointError, match="checkpoint-5: it could not be written.*No space"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-5: it could not be written.*No space"):
         trainer.train()
 
     assert saved(tmp_path) == [2, 4]

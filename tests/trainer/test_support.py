@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.shell import make_args, make_trainer
 
+from support.shell import make_args, make_trainer
 from trainer.support import refuse_unsupported
 
 
@@ -45,7 +45,9 @@ def test_an_argument_without_effect_is_refused_when_the_trainer_is_built(
 def test_all_of_them_are_listed_at_once(tmp_path: Path) -> None:
     args = make_args(tmp_path)
     args.torch_compile, args.async_save, args.fsdp = True, True, "full_shard"
-    with pytest.raises(NotImplementedError, match=r"torch_compile=True, async_save=True, fsdp='full_shard'\."):
+    with pytest.raises(
+        NotImplementedError, match=r"torch_compile=True, async_save=True, fsdp='full_shard'\."
+    ):
         refuse_unsupported(args)
 
 

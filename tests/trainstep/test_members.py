@@ -1,5 +1,6 @@
 """States stacked into one and taken apart again."""
 
+import json
 import re
 from typing import Any
 
@@ -153,3 +154,13 @@ def test_a_step_for_one_state_refuses_a_stack() -> None:
     stacked = vmap.stack([step.init(model), step.init(model, seed=1)])
     with pytest.raises(TypeError, match=r"vmap.ensemble\(step\)"):
         step(stacked, models.batch())
+
+
+@pytest.mark.parametrize("name", ["adamw", "from_torch", "scheduled"])
+def test_a_stack_is_serialised_without_loss(name: str) -> None:
+    states = [state_of(i, OPTIMIZERS[name]()).evolve(extras={"note": i}) for i in range(2)]
+    stacked = vmap.stack(states)
+    tensors, metadata = ts.serialize.to_flat(stacked)
+    restored = ts.serialize.from_flat(tensors, json.loads(json.dumps(metadata)))
+    assert ts.digest(restored) == ts.digest(stacked)
+    assert [ts.digest(m) for m in vmap.unstack(restored)] == [ts.digest(s) for s in states]

@@ -482,6 +482,16 @@ def test_donation_updates_the_stacked_tensors_in_place() -> None:
     assert after.opt_state["exp_avg"]["0.weight"] is held["moment"]
 
 
+def test_an_ensemble_is_donated_as_a_step_is() -> None:
+    step, states = make("mlp", optim.adamw())
+    state, batch = vmap.stack(states), data()[0]
+    expected, _ = vmap.ensemble(step)(state, batch)
+    after, _ = ts.donate(vmap.ensemble(step))(state, batch)
+    assert ts.digest(after) == ts.digest(expected)
+    with pytest.raises(RuntimeError, match="was donated at step 0"):
+        state.params  # noqa: B018
+
+
 def test_frozen_parameters_are_not_copied() -> None:
     step, states = make("frozen")
     state = vmap.stack(states)

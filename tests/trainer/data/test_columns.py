@@ -53,7 +53,9 @@ def test_samples_that_are_dicts_lose_unused_keys() -> None:
     filtered = FilteringCollator(collate, ["x"])
 
     assert filtered([{"x": 1, "id": 2, "labels": 3}]) == [{"x": 1, "labels": 3}]
-    assert filtered([{"x": 1, "label": 2, "label_ids": 3}]) == [{"x": 1, "label": 2, "label_ids": 3}]
+    assert filtered([{"x": 1, "label": 2, "label_ids": 3}]) == [
+        {"x": 1, "label": 2, "label_ids": 3}
+    ]
     whole = [{"x": 1}]
     assert filtered(whole)[0] is whole[0]
     assert filtered([(1, 2)]) == [(1, 2)]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.shell import Stream, make_args, samples
 from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
 
+from support.shell import Stream, make_args, samples
 from trainer.data.collators import (
     DataCollatorForLanguageModeling,
     DataCollatorWithPadding,
@@ -50,9 +50,7 @@ def loader(folder: Path, dataset: Any = None, **changes: Any) -> Any:
     args = make_args(folder, **changes)
     dataset = Noisy() if dataset is None else dataset
     order = None if is_iterable(dataset) else train_order(args, dataset)
-    return make_loader(
-        dataset, noisy_collate, args, batch_size=args.train_batch_size, order=order
-    )
+    return make_loader(dataset, noisy_collate, args, batch_size=args.train_batch_size, order=order)
 
 
 def test_the_default_order_is_that_of_a_generator_seeded_with_seed_and_epoch(
