@@ -6,6 +6,8 @@ import sys
 from functools import reduce
 from pathlib import Path
 
+import pytest
+
 import trainstep as ts
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -26,6 +28,7 @@ def test_every_name_in_the_optax_table_exists():
         assert reduce(getattr, name.split("."), ts) is not None
 
 
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="signatures print as in Python 3.11")
 def test_api_pages_are_what_the_docstrings_say():
     command = [sys.executable, str(DOCS / "generate.py"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True)
