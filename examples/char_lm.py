@@ -224,14 +224,14 @@ def has_checkpoint(folder: Path) -> bool | None:
 
 
 def loss_table(history: list[dict[str, Any]]) -> str:
-    """Lay the logged losses out as a table, one line per evaluation."""
-    lines = [f"\n{'step':>6}{'train loss':>12}{'held-out loss':>15}"]
+    """Lay the logged losses out as a table, one line per evaluated step."""
+    rows: dict[int, str] = {}
     train: float | None = None
     for record in history:
         train = record.get("loss", train)
         if "eval_loss" in record and train is not None:
-            lines.append(f"{record['step']:6}{train:12.3f}{record['eval_loss']:15.3f}")
-    return "\n".join(lines)
+            rows[record["step"]] = f"{record['step']:6}{train:12.3f}{record['eval_loss']:15.3f}"
+    return "\n".join([f"\n{'step':>6}{'train loss':>12}{'held-out loss':>15}", *rows.values()])
 
 
 def plot(history: list[dict[str, Any]], rivals: dict[str, float], path: Path) -> None:
