@@ -150,10 +150,11 @@ def _update(run: Run, window: list[Any]) -> Iterator[Event]:
     items = run.count_items(window)
     key = run.step.loss_key(run.state)
     before = ts.tree.clone(run.engine.buffers()) if run.step.skips else {}
-    total: Any = 0.0
+    total: Any = None
     for number, batch in enumerate(window):
         with ts.rng.seeded(key.fold_in(number), run.devices):
-            total = total + run.engine.backward(batch, items, len(window))
+            share = run.engine.backward(batch, items, len(window))
+        total = share if total is None else total + share
         if number + 1 < len(window):
             yield Event.SUBSTEP_END
     yield Event.PRE_OPTIMIZER_STEP

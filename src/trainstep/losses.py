@@ -37,7 +37,11 @@ class Loss:
     @property
     def value(self) -> Tensor:
         """The mean loss, ``total / weight``."""
-        return self.total / self.weight if self._mean is None else self._mean
+        if self._mean is not None:
+            return self._mean
+        if not isinstance(self.weight, Tensor) and self.weight == 1:
+            return self.total
+        return self.total / self.weight
 
     @property
     def root(self) -> tuple[Tensor, float]:
