@@ -1,5 +1,6 @@
 """How gradients come about in a single process."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,8 @@ class LocalEngine:
 
     def __init__(self, trainer: Any, state: TrainState) -> None:
         self._trainer = trainer
+        # Subclasses may define training_step(self, model, inputs), as older scripts do.
+        self._takes_items = len(inspect.signature(trainer.training_step).parameters) > 2
         self._module = modeling.unwrap(trainer.model)
         parameters = dict(self._module.named_parameters())
         self._parameters = [(name, parameters[name]) for name in state.params]
@@ -31,7 +34,9 @@ class LocalEngine:
         trainer = self._trainer
         trainer.current_gradient_accumulation_steps = window
         try:
-            return trainer.training_step(trainer.model, batch, items)
+            if self._takes_items:
+                return trainer.training_step(trainer.model, batch, items)
+            return trainer.training_step(trainer.model, batch)
         except Exception as error:
             error.add_note(
                 f"while training on the batch {describe(batch)} at step {trainer.state.global_step}"

@@ -217,8 +217,8 @@ def predict_batch(
     with torch.no_grad(), trainer.compute_loss_context_manager():
         if has_labels or (not names and returns_loss):
             items = trainer.count_items([inputs])
-            loss, outputs = trainer.compute_loss(
-                model, inputs, return_outputs=True, num_items_in_batch=items
+            loss, outputs = trainer._call_compute_loss(
+                model, inputs, items=items, return_outputs=True
             )
             loss = loss.detach().mean()
         else:

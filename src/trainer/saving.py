@@ -16,6 +16,7 @@ from trainer.callbacks import TRAINER_STATE_NAME, TrainerState, restore_callback
 from trainer.checkpoint import host_rng
 from trainer.loop import Run
 from trainer.meter import Meter
+from trainer.optimizers import Adopted
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
         modeling.load_weights(trainer.model, found.path)
         run.state = run.state.evolve(step=state.global_step)
     else:
-        run.state = _adopt(run.state, found.state)
+        run.state = _adopt(trainer._adopted, run.state, found.state)
+    trainer._rates.restore(found.position.get("scheduler"), run.state.step)
     _seek(trainer, run, found)
     if "meter" in found.position:
         meter.restore(found.position["meter"])
@@ -101,9 +103,10 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> Path:
         "batch_size": args.train_batch_size * args.world_size,
         "accumulation": run.accumulation,
         "meter": meter.state(),
+        "scheduler": trainer._rates.state(),
     }
     contents = checkpoint.Contents(
-        write_model=lambda folder: trainer._write_model(folder),
+        write_model=lambda folder: trainer.save_model(str(folder), _internal_call=True),
         state=None if only_model else run.state,
         position=position,
         trainer_state=trainer_state_json(state),
@@ -168,9 +171,13 @@ def _mark_best(root: Path, step: int, state: TrainerState) -> None:
             state.best_model_checkpoint = str(path)
 
 
-def _adopt(mine: ts.TrainState, theirs: ts.TrainState) -> ts.TrainState:
+def _adopt(adopted: Adopted, mine: ts.TrainState, theirs: ts.TrainState) -> ts.TrainState:
     """Copy weights into the tensors of ``mine``, which the module shares; take over the rest."""
-    ts.serialize.check_like(theirs, mine)
+    if adopted.translated:
+        ts.serialize.check_like(theirs, mine)
+    else:  # an optimizer that runs itself fills its state when it first steps
+        empty: dict[str, Any] = {"opt_state": (), "extras": {}}
+        ts.serialize.check_like(theirs.evolve(**empty), mine.evolve(**empty))
 
     def place(new: Any, old: Any) -> Any:
         return new.to(old.device) if isinstance(new, Tensor) else new
@@ -179,8 +186,15 @@ def _adopt(mine: ts.TrainState, theirs: ts.TrainState) -> ts.TrainState:
         for target, source in ((mine.params, theirs.params), (mine.buffers, theirs.buffers)):
             for name, tensor in source.items():
                 target[name].copy_(tensor)
-    opt_state = ts.tree.map(place, theirs.opt_state, mine.opt_state)
-    return mine.evolve(step=theirs.step, key=theirs.key, opt_state=opt_state, extras=theirs.extras)
+    opt_state = theirs.opt_state
+    if adopted.translated:
+        opt_state = ts.tree.map(place, opt_state, mine.opt_state)
+    return mine.evolve(
+        step=theirs.step,
+        key=theirs.key,
+        opt_state=adopted.attach(opt_state),
+        extras=theirs.extras,
+    )
 
 
 def _seek(trainer: Any, run: Run, found: checkpoint.Loaded) -> None:

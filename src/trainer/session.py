@@ -14,7 +14,8 @@ from trainer.engine import LocalEngine
 from trainer.loop import Event, Run, events
 from trainer.meter import Meter
 from trainer.metrics import speed_metrics
-from trainer.optimization import make_schedule, make_transforms
+from trainer.optimization import make_transforms
+from trainer.optimizers import Rates
 from trainer.outputs import TrainOutput
 from trainer.plan import Plan, make_plan
 
@@ -50,16 +51,21 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
     )
     trainer.state.compute_steps(args, plan.max_steps)
     trainer.state.init_training_references(trainer, plan.max_steps, plan.num_train_epochs, None)
+    trainer.create_optimizer_and_scheduler(num_training_steps=plan.max_steps)
+    rates = Rates(trainer.optimizer, trainer.lr_scheduler)
     step = ts.make_step(
         _no_loss,  # gradients come from the engine
-        trainer.pure_optimizer(),
-        schedule=make_schedule(args, plan.max_steps),
+        trainer._adopt_optimizer().pure,
+        schedule=rates.at,
         transforms=make_transforms(args),
         on_nonfinite=args.on_nonfinite,
     )
     state = trainer._fresh_state(step)
+    state = state.evolve(opt_state=trainer._adopted.attach(state.opt_state))
+    trainer._rates = rates
     handler = trainer.callback_handler
     handler.model, handler.train_dataloader = trainer.model, loader
+    handler.optimizer, handler.lr_scheduler = trainer.optimizer, trainer.lr_scheduler
     return Run(
         plan=plan,
         step=ts.donate(step),
@@ -115,6 +121,8 @@ def _react(
     trainer.control = run.control = notify(trainer.args, trainer.state, trainer.control)
     if event is Event.TRAIN_BEGIN and trainer.args.eval_on_start:
         trainer._evaluate(None, ignore_keys, skip_scheduler=True)
+    if event is Event.OPTIMIZER_STEP:
+        trainer._rates.advance(run.state.step)
     if event in (Event.STEP_END, Event.EPOCH_END):
         log_evaluate_save(trainer, run, meter, ignore_keys)
         run.control = trainer.control
@@ -128,6 +136,7 @@ def log_evaluate_save(
         trainer.log({"loss": meter.read(run.state.step), **meter.latest}, meter.started)
     if trainer.control.should_evaluate:
         metrics = trainer._evaluate(None, ignore_keys)
+        trainer._rates.take_metric(trainer.args, metrics)
         is_best = trainer._determine_best_metric(metrics)
         if str(trainer.args.save_strategy) == "best":
             trainer.control.should_save = is_best

@@ -1,6 +1,12 @@
 """What this version cannot do yet is refused at construction, rather than ignored."""
 
+import dataclasses
+import logging
 from typing import Any
+
+from trainer.arguments import Seq2SeqTrainingArguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
 
 # Fields with the only values that have the effect they should.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -47,3 +53,57 @@ def refuse_unsupported(args: Any) -> None:
         raise NotImplementedError(
             f"not available in this version: {', '.join(wrong)}. Leave these at their defaults."
         )
+
+
+# Methods of the Hugging Face Trainer that nothing here calls: defining one would have no effect.
+_UNUSED_HOOKS = (
+    "_get_eval_sampler",
+    "_get_train_sampler",
+    "_inner_training_loop",
+    "_maybe_log_save_evaluate",
+    "_prepare_input",
+    "_wrap_model",
+    "autocast_smart_context_manager",
+    "create_accelerator_and_postprocess",
+    "create_model_card",
+    "floating_point_ops",
+    "get_batch_samples",
+    "hyperparameter_search",
+    "init_hf_repo",
+    "push_to_hub",
+    "set_initial_training_values",
+    "store_flos",
+)
+
+
+def refuse_unused_hooks(trainer: Any) -> None:
+    """Raise NotImplementedError if a subclass defines a method that would never be called."""
+    unused = [name for name in _UNUSED_HOOKS if hasattr(type(trainer), name)]
+    if unused:
+        raise NotImplementedError(
+            f"{type(trainer).__name__} overrides {', '.join(unused)}, which this version does not "
+            "call, so that would have no effect"
+        )
+
+
+def own_arguments(args: Any) -> TrainingArguments:
+    """Return ``args``, or what they say as our ``TrainingArguments`` if they are transformers' own.
+
+    Raises:
+        TypeError: if they are neither.
+    """
+    if isinstance(args, TrainingArguments):
+        return args
+    if not (hasattr(args, "to_dict") and hasattr(args, "per_device_train_batch_size")):
+        raise TypeError(
+            f"args must be a trainer.TrainingArguments, got {type(args).__name__}; "
+            "from trainer import TrainingArguments"
+        )
+    sequence = hasattr(args, "predict_with_generate")
+    kind = Seq2SeqTrainingArguments if sequence else TrainingArguments
+    known = {field.name for field in dataclasses.fields(kind) if field.init}
+    values = {name: value for name, value in args.to_dict().items() if name in known}
+    if "hub_token" in values:  # masked in the dict
+        values["hub_token"] = args.hub_token
+    logger.info("The arguments given are transformers'; they are used as trainer.%s", kind.__name__)
+    return kind(**values)

@@ -1,4 +1,4 @@
-"""``Trainer``: the façade. It assembles the parts and delegates; every method may be overridden."""
+"""``Trainer``: the façade. It assembles the parts and delegates; public methods may be overridden."""
 
 import inspect
 import logging
@@ -33,10 +33,18 @@ from trainer.data.loader import is_iterable, make_loader, train_order
 from trainer.data.order import Sequential
 from trainer.losses import count_label_items, loss_from_outputs
 from trainer.metrics import format_metrics, speed_metrics, table, write_results
-from trainer.optimization import check_choices, decay_parameter_names, make_optimizer
+from trainer.optimization import check_choices
+from trainer.optimizers import (
+    Adopted,
+    adopt,
+    decay_parameter_names,
+    make_scheduler,
+    optimizer_class_and_kwargs,
+    parameter_groups,
+)
 from trainer.outputs import EvalLoopOutput, PredictionOutput, TrainOutput
 from trainer.plan import num_examples
-from trainer.support import refuse_unsupported
+from trainer.support import own_arguments, refuse_unsupported, refuse_unused_hooks
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +61,12 @@ class Trainer:
         eval_dataset: likewise, or a dict of them.
         processing_class: tokenizer or processor, saved along with the model.
         model_init: makes the model, anew at every ``train``; instead of ``model``.
+        compute_loss_func: ``(outputs, labels, num_items_in_batch=) -> loss``, instead of the model's own
+            loss. It divides by ``num_items_in_batch`` itself where that is not None.
         compute_metrics: ``EvalPrediction`` -> dict of numbers.
         callbacks: instances or classes.
+        optimizers: an optimizer and a scheduler to use, either may be None.
+        optimizer_cls_and_kwargs: a class and its options, instead of ``args.optim``.
         preprocess_logits_for_metrics: ``(logits, labels) -> logits``, on the device, before collecting.
 
     Attributes:
@@ -77,26 +89,42 @@ class Trainer:
         eval_dataset: Any = None,
         processing_class: Any = None,
         model_init: Callable[[], nn.Module] | None = None,
+        compute_loss_func: Callable[..., Tensor] | None = None,
         compute_metrics: Callable[..., dict[str, Any]] | None = None,
         callbacks: list[Any] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, Any] = (None, None),
+        optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Any, Any], Any] | None = None,
     ) -> None:
-        self.args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
+        args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
+        self.args = own_arguments(args)
         _check_arguments(self.args, model, model_init, data_collator, train_dataset, eval_dataset)
         if self.args.batch_eval_metrics and compute_metrics is not None:
             check_batch_metrics(compute_metrics)
         refuse_unsupported(self.args)
-        check_choices(self.args)
+        refuse_unused_hooks(self)
+        _check_optimizers(optimizers, optimizer_cls_and_kwargs, model_init)
+        check_choices(
+            self.args,
+            optimizer=optimizers[0] is None and optimizer_cls_and_kwargs is None,
+            scheduler=optimizers[1] is None,
+        )
         logging.getLogger("trainer").setLevel(self.args.get_process_log_level())
         set_seed(self.args.seed)
         self.model_init = model_init
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.processing_class = processing_class
+        self.compute_loss_func = compute_loss_func
         self.compute_metrics = compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self.model: nn.Module = model if model is not None else self.call_model_init()
         self._place_model()
         self.data_collator = data_collator or self._default_collator()
+        self.optimizer, self.lr_scheduler = optimizers
+        self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
+        self._own_scheduler = self.lr_scheduler is None
+        self._adopted: Adopted | None = None
+        self._loss_takes_items = takes(self.compute_loss, "num_items_in_batch")
         self.is_in_train = False
         self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
         self._train_state: ts.TrainState | None = None
@@ -141,7 +169,10 @@ class Trainer:
             set_seed(self.args.seed)
             self.model = self.call_model_init()
             self._place_model()
-            self._train_state = None
+            self._train_state = self._adopted = None
+            self.optimizer = self.lr_scheduler = None
+        if self._own_scheduler:
+            self.lr_scheduler = None  # a run has a schedule of its own length
         self.is_in_train = True
         try:
             return session.train(self, resume_from_checkpoint or None, ignore_keys_for_eval)
@@ -176,11 +207,14 @@ class Trainer:
         """
         if not model.training:
             model.train()
+        self._switch_optimizer("train")
         inputs = self._prepare_inputs(inputs)
+        if not self._loss_takes_items:
+            num_items_in_batch = None  # an override that knows no counts returns plain means
         with self.compute_loss_context_manager():
-            loss = self.compute_loss(model, inputs, num_items_in_batch=num_items_in_batch)
+            loss = self._call_compute_loss(model, inputs, items=num_items_in_batch)
         window = self.current_gradient_accumulation_steps
-        if window > 1 and (num_items_in_batch is None or not self.model_accepts_loss_kwargs):
+        if window > 1 and not self._divides_by_items(num_items_in_batch):
             loss = loss / window
         if not loss.requires_grad:
             raise ValueError(
@@ -200,13 +234,23 @@ class Trainer:
     ) -> Any:
         """Run the model and return its loss, or ``(loss, outputs)``.
 
+        An override may leave out ``num_items_in_batch``; its loss is then taken as a mean, and divided
+        by the micro-batches of an update.
+
         Raises:
             ValueError: if the outputs hold no loss, listing what they and the inputs hold.
         """
+        labels = None
+        if self.compute_loss_func is not None and "labels" in inputs:
+            labels = inputs["labels"]
+            inputs = {name: value for name, value in inputs.items() if name != "labels"}
         if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
             inputs = {**inputs, "num_items_in_batch": num_items_in_batch}
         outputs = model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
-        loss = loss_from_outputs(outputs, inputs)
+        if self.compute_loss_func is None:
+            loss = loss_from_outputs(outputs, inputs)
+        else:
+            loss = self.compute_loss_func(outputs, labels, num_items_in_batch=num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def compute_loss_context_manager(self) -> ExitStack:
@@ -218,11 +262,72 @@ class Trainer:
 
     def count_items(self, window: list[Any]) -> Tensor | int | None:
         """Count the labels in a window that a model with loss kwargs divides its loss by."""
-        return count_label_items(window) if self.model_accepts_loss_kwargs else None
+        if self.model_accepts_loss_kwargs or self.compute_loss_func is not None:
+            return count_label_items(window)
+        return None
 
-    def pure_optimizer(self) -> ts.Optimizer:
-        """Build the optimizer as a pure function, with the weight-decay groups."""
-        return make_optimizer(self.args, set(self.get_decay_parameter_names(self.model)))
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """Create the optimizer and the scheduler for a run of so many updates."""
+        self.create_optimizer()
+        self.create_scheduler(num_training_steps, self.optimizer)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create ``self.optimizer``, unless there is one, with a decayed and an undecayed group."""
+        if self.optimizer is None:
+            model = modeling.unwrap(self.model if model is None else model)
+            chosen = self.optimizer_cls_and_kwargs
+            cls, kwargs = chosen or self.get_optimizer_cls_and_kwargs(self.args, model)
+            if not isinstance(cls, type):  # a factory, as upstream calls it
+                self.optimizer = cls()(model, **kwargs)
+            else:
+                decayed = set(self.get_decay_parameter_names(model))
+                groups = parameter_groups(model, decayed, self.args.weight_decay)
+                self.optimizer = cls(groups, **kwargs)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Create ``self.lr_scheduler``, unless there is one."""
+        if self.lr_scheduler is None:
+            args = self.args
+            self.lr_scheduler = make_scheduler(
+                str(args.lr_scheduler_type),
+                optimizer or self.create_optimizer(),
+                args.get_warmup_steps(num_training_steps),
+                num_training_steps,
+                dict(args.lr_scheduler_kwargs or {}),  # type: ignore[arg-type]
+            )
+        return self.lr_scheduler
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(
+        args: TrainingArguments, model: nn.Module | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the class that ``args.optim`` names, and its options."""
+        return optimizer_class_and_kwargs(args)
+
+    def get_learning_rates(self) -> list[float]:
+        """Return the learning rate of every parameter group.
+
+        Raises:
+            ValueError: before there is an optimizer.
+        """
+        return [group["lr"] for group in self._existing_optimizer().param_groups]
+
+    def get_optimizer_group(self, param: str | nn.Parameter | None = None) -> Any:
+        """Return the group that holds a parameter (or the one of that name); without one, the
+        parameter lists of all groups.
+
+        Raises:
+            ValueError: before there is an optimizer.
+        """
+        groups = self._existing_optimizer().param_groups
+        if param is None:
+            return [group["params"] for group in groups]
+        if isinstance(param, str):
+            param = dict(modeling.unwrap(self.model).named_parameters()).get(param)
+        return next((g for g in groups if any(p is param for p in g["params"])), None)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the names of the parameters that weight decay applies to."""
@@ -340,6 +445,7 @@ class Trainer:
         self._sync_buffers()
         was_training = self.model.training
         self.model.eval()
+        self._switch_optimizer("eval")
         try:
             return evaluation.run_evaluation(
                 self,
@@ -392,11 +498,15 @@ class Trainer:
     # ---- saving
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write weights, configuration, processor and ``training_args.json``."""
+        """Write weights, configuration, processor and ``training_args.json``.
+
+        Checkpoints are written through this method, too, with ``_internal_call=True``.
+        """
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         self._write_model(folder)
-        (folder / "training_args.json").write_text(self.args.to_json_string())
+        if not _internal_call:  # a checkpoint brings its own
+            (folder / "training_args.json").write_text(self.args.to_json_string())
 
     def save_state(self) -> None:
         """Write ``trainer_state.json`` into the output folder."""
@@ -448,10 +558,43 @@ class Trainer:
             )
         return prepared
 
+    def _call_compute_loss(self, model: Any, inputs: Any, *, items: Any, **options: Any) -> Any:
+        if self._loss_takes_items:
+            options["num_items_in_batch"] = items
+        return self.compute_loss(model, inputs, **options)
+
+    def _divides_by_items(self, items: Any) -> bool:
+        """Whether the loss of a micro-batch is its share of the update's mean already."""
+        if not self._loss_takes_items:
+            return False
+        return self.compute_loss_func is not None or (
+            self.model_accepts_loss_kwargs and items is not None
+        )
+
+    def _existing_optimizer(self) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            raise ValueError("the optimizer does not exist yet: call train() or create_optimizer()")
+        return self.optimizer
+
+    def _switch_optimizer(self, mode: str) -> None:
+        # Schedule-free optimizers keep other weights for evaluation than for training.
+        switch = getattr(self.optimizer, mode, None)
+        if callable(switch):
+            switch()
+
+    def _adopt_optimizer(self) -> Adopted:
+        """Return the pure form of ``self.optimizer``, made once per object."""
+        optimizer = self.create_optimizer() if self.optimizer is None else self.optimizer
+        if self._adopted is None or self._adopted.object is not optimizer:
+            named = modeling.unwrap(self.model).named_parameters()
+            self._adopted = adopt(optimizer, {p: n for n, p in named if p.requires_grad})
+        return self._adopted
+
     def _fresh_state(self, step: ts.Step | None) -> ts.TrainState:
+        model, pure = modeling.unwrap(self.model), self._adopt_optimizer().pure
         if step is None:
-            return ts.init(self.model, self.pure_optimizer(), self.args.seed, copy=False)
-        fresh = step.init(modeling.unwrap(self.model), self.args.seed, copy=False)
+            return ts.init(model, pure, self.args.seed, copy=False)
+        fresh = step.init(model, self.args.seed, copy=False)
         if self._train_state is None:
             return fresh
         # A second train() goes on with the moments, and starts the schedule anew.
@@ -523,6 +666,12 @@ class Trainer:
                 close()
 
 
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Tell whether a function has a parameter of that name, or takes any."""
+    parameters = inspect.signature(function).parameters
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
 def set_seed(seed: int) -> None:
     """Seed Python, NumPy and PyTorch on all devices."""
     random.seed(seed)
@@ -556,6 +705,18 @@ def check_batch_metrics(compute_metrics: Callable[..., Any]) -> None:
             "batch_eval_metrics=True calls compute_metrics after every batch, with "
             "compute_result=True on the last one; give it a parameter compute_result. It takes "
             f"{', '.join(parameters)}"
+        )
+
+
+def _check_optimizers(optimizers: Any, cls_and_kwargs: Any, model_init: Any) -> None:
+    if optimizers[0] is not None and cls_and_kwargs is not None:
+        raise RuntimeError(
+            "Trainer takes an optimizer object or optimizer_cls_and_kwargs, not both"
+        )
+    if model_init is not None and any(part is not None for part in optimizers):
+        raise RuntimeError(
+            "Trainer takes no optimizers with a model_init, whose parameters they cannot know: "
+            "override create_optimizer_and_scheduler"
         )
 
 

@@ -1,7 +1,7 @@
 """``make_step``: one training step as a function, ``state, metrics = step(state, batch)``."""
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,7 @@ from trainstep.scaling import DynamicScale
 from trainstep.state import TrainState, consume
 from trainstep.transforms import Context, Transform
 from trainstep.transforms.compose import run
-from trainstep.types import Grads, LossFn, Metrics, OptState, Params, Schedule
+from trainstep.types import Grads, Hyper, HyperSchedule, LossFn, Metrics, OptState, Params, Schedule
 
 OnNonfinite = Literal["ignore", "skip", "raise"]
 
@@ -35,7 +35,7 @@ class Step:
 
     loss_fn: LossFn
     optimizer: Optimizer
-    schedule: Schedule | None = None
+    schedule: Schedule | HyperSchedule | None = None
     transforms: tuple[Transform, ...] = ()
     microbatches: int | Literal["iter"] = 1
     on_nonfinite: OnNonfinite = "ignore"
@@ -61,7 +61,7 @@ class Step:
     def update(self, state: TrainState, loss: Loss, grads: Grads) -> tuple[TrainState, Metrics]:
         """Finish a step whose gradients are known: guards, transforms, optimizer, metrics."""
         extras = self.memory(state)
-        hyper = {} if self.schedule is None else {"lr": self.schedule(state.step)}
+        hyper = self.hyper(state.step)
         context = self._context(state, loss)
         norm = context.global_norm(grads)
         if self.on_nonfinite == "raise":
@@ -91,9 +91,7 @@ class Step:
             consume(state)
         return result, metrics
 
-    def _apply(
-        self, state: TrainState, grads: Grads, hyper: dict[str, float]
-    ) -> tuple[Params, OptState]:
+    def _apply(self, state: TrainState, grads: Grads, hyper: Hyper) -> tuple[Params, OptState]:
         params, opt_state = state.params, state.opt_state
         if grads:
             return self.optimizer.apply(params, grads, opt_state, hyper, donate=self.in_place)
@@ -118,6 +116,13 @@ class Step:
     def skips(self) -> bool:
         """Whether an update can be refused on the device."""
         return self.on_nonfinite == "skip" or any(guard.skips for guard in self.guards)
+
+    def hyper(self, step: int) -> Hyper:
+        """Return the hyperparameters that the schedule gives for ``step``."""
+        if self.schedule is None:
+            return {}
+        scheduled = self.schedule(step)
+        return scheduled if isinstance(scheduled, Mapping) else {"lr": scheduled}
 
     def loss_key(self, state: TrainState) -> Key:
         """Return the key of this step's loss; micro-batch ``i`` uses its ``fold_in(i)``."""
@@ -149,7 +154,7 @@ class Step:
         """Return the initial states of the transforms, in their order."""
         return tuple(transform.init(params) for transform in self.transforms)
 
-    def _metrics(self, loss: Loss, norm: Tensor, hyper: dict[str, float]) -> Metrics:
+    def _metrics(self, loss: Loss, norm: Tensor, hyper: Hyper) -> Metrics:
         metrics = {"loss": loss.value, "grad_norm": norm, "weight": torch.as_tensor(loss.weight)}
         lr = hyper.get("lr", self.optimizer.hyper.get("lr"))
         if lr is not None:
@@ -160,7 +165,7 @@ class Step:
 def make_step(
     loss_fn: LossFn,
     optimizer: Optimizer,
-    schedule: Schedule | None = None,
+    schedule: Schedule | HyperSchedule | None = None,
     transforms: Sequence[Transform] = (),
     microbatches: int | Literal["iter"] = 1,
     on_nonfinite: OnNonfinite = "ignore",
@@ -174,7 +179,8 @@ def make_step(
     Args:
         loss_fn: ``loss_fn(params, buffers, batch, key) -> Loss``; see ``module_loss``.
         optimizer: see ``trainstep.optim``.
-        schedule: step -> learning rate; None uses the optimizer's own.
+        schedule: step -> learning rate, or a mapping of several hyperparameters; None uses the
+            optimizer's own.
         transforms: applied to the gradients in order, between the loss and the optimizer.
         microbatches: how many parts of (nearly) equal size the leading axis of every tensor in the
             batch is split into; ``"iter"`` takes the batch as an iterable of micro-batches.

@@ -26,6 +26,8 @@ Hyper = Mapping[str, Any]
 """Hyperparameters of one update, such as ``{"lr": 3e-4}``; floats or zero-dimensional tensors."""
 Schedule = Callable[[int], float]
 """Maps a zero-based step to a learning rate."""
+HyperSchedule = Callable[[int], Hyper]
+"""Maps a zero-based step to several hyperparameters by name."""
 
 
 class LossFn(Protocol):

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from support.shell import make_args, make_trainer
+from support.shell import make_args, make_trainer, samples, scored
+from trainer import Trainer, TrainingArguments
 from trainer.support import refuse_unsupported
 
 
@@ -53,3 +54,34 @@ def test_all_of_them_are_listed_at_once(tmp_path: Path) -> None:
 
 def test_the_defaults_are_supported(tmp_path: Path) -> None:
     refuse_unsupported(make_args(tmp_path))
+
+
+def test_hooks_that_nothing_calls_are_refused(tmp_path: Path) -> None:
+    class Sampling(Trainer):
+        def _get_train_sampler(self) -> None:
+            return None
+
+    with pytest.raises(NotImplementedError, match="Sampling overrides _get_train_sampler, which"):
+        make_trainer(tmp_path, make=Sampling)
+
+
+def test_arguments_of_transformers_are_taken_over(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.TrainingArguments(
+        output_dir=str(tmp_path),
+        learning_rate=0.125,
+        eval_strategy="epoch",
+        use_cpu=True,
+        hub_token="secret",
+    )
+    trainer = Trainer(scored(), theirs, eval_dataset=samples())
+
+    assert type(trainer.args) is TrainingArguments
+    assert trainer.args.learning_rate == 0.125
+    assert trainer.args.eval_strategy == "epoch"
+    assert trainer.args.hub_token == "secret"
+
+
+def test_other_arguments_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"args must be a trainer.TrainingArguments, got dict"):
+        Trainer(scored(), {"output_dir": "x"})  # type: ignore[arg-type]

@@ -36,10 +36,10 @@ def by_hand(trainer: Trainer, model: nn.Module, micro: int, epochs: int) -> tupl
         ts.make_step(
             ts.module_loss(model, lambda call, batch: call(**batch)["loss"]),
             ts.optim.partition(
-                lambda name: "decay" if name in decayed else "no_decay",
+                lambda name: "group0" if name in decayed else "group1",
                 {
-                    "decay": ts.optim.adamw(weight_decay=0.1, fused=True),
-                    "no_decay": ts.optim.adamw(weight_decay=0.0, fused=True),
+                    "group0": ts.optim.adamw(weight_decay=0.1, fused=True),
+                    "group1": ts.optim.adamw(weight_decay=0.0, fused=True),
                 },
             ),
             schedule=ts.schedules.linear(args.learning_rate, trainer.state.max_steps, 2),

@@ -1,0 +1,196 @@
+"""A torch optimizer object as the pure optimizer that has its bits.
+
+Objects of well-known classes are translated into the core's kernels, group by group; the object stays to be
+looked at, and shares its state tensors with the ``TrainState``. Objects of other classes run themselves,
+wrapped so that the step sees a function.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+import trainstep as ts
+from trainstep.types import Grads, Hyper, OptState, Params
+
+Options = dict[str, Any]
+
+
+@frozen(eq=False)
+class Adopted:
+    """A torch optimizer object as a pure optimizer.
+
+    Attributes:
+        object: the torch optimizer.
+        pure: the pure optimizer with its bits.
+        translated: whether the core's own kernels do the work.
+    """
+
+    object: torch.optim.Optimizer
+    pure: ts.Optimizer
+    translated: bool
+    _names: dict[Tensor, str]
+
+    def attach(self, opt_state: OptState) -> OptState:
+        """Join object and state; returns the state that the step is to use.
+
+        A translated object shows the tensors of ``opt_state`` as its own: donated steps update them in
+        place, so what is seen stays current. Another object is given the state.
+        """
+        if not self.translated:
+            if opt_state["state"]:
+                _load(self.object, self._names, opt_state)
+            return _read(self.object, self._names)
+        for number, group in enumerate(self.object.param_groups):
+            kept = opt_state.get(f"group{number}", {})
+            for parameter in group["params"]:
+                name = self._names.get(parameter)
+                shown = {key: values[name] for key, values in kept.items() if name in values}
+                if shown:
+                    self.object.state[parameter] = shown
+        return opt_state
+
+
+def adopt(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> Adopted:
+    """Find the pure optimizer for a torch optimizer object that has not made a step yet.
+
+    Args:
+        optimizer: over (some of) the parameters in ``names``.
+        names: the name of every trainable parameter.
+
+    Raises:
+        ValueError: if the optimizer holds a parameter that is not among ``names``.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.requires_grad and parameter not in names:
+                raise ValueError(
+                    f"{type(optimizer).__name__} was built over a parameter of shape "
+                    f"{tuple(parameter.shape)} that the Trainer's model does not have. Build it from "
+                    "the parameters of the model that is trained, on its final device."
+                )
+    parts = [_translate(optimizer, group) for group in optimizer.param_groups]
+    if any(part is None for part in parts) or _has_hooks(optimizer):
+        return Adopted(optimizer, _wrapped(optimizer, names), False, names)
+    labels = {
+        names[p]: f"group{number}"
+        for number, group in enumerate(optimizer.param_groups)
+        for p in group["params"]
+        if p in names
+    }
+    rules = {f"group{number}": part for number, part in enumerate(parts) if part is not None}
+    if len(labels) < len(names):
+        rules["untouched"] = ts.optim.freeze()
+    pure = ts.optim.partition(lambda name: labels.get(name, "untouched"), rules)
+    return Adopted(optimizer, pure, True, names)
+
+
+def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
+    pre, post = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    return bool(pre or post)
+
+
+def _translate(optimizer: torch.optim.Optimizer, group: Options) -> ts.Optimizer | None:
+    translate = _TRANSLATIONS.get(type(optimizer))
+    if translate is None or group.get("differentiable") or optimizer.state:
+        return None
+    if any(isinstance(value, Tensor) for key, value in group.items() if key != "params"):
+        return None
+    if any(p.is_complex() or p.is_sparse for p in group["params"]):
+        return None
+    return translate(group)
+
+
+def _adam(make: Callable[..., ts.Optimizer]) -> Callable[[Options], ts.Optimizer | None]:
+    def translate(group: Options) -> ts.Optimizer | None:
+        return make(
+            group["lr"],
+            group["betas"],
+            group["eps"],
+            group["weight_decay"],
+            amsgrad=group["amsgrad"],
+            maximize=group["maximize"],
+            fused=bool(group["fused"]),
+        )
+
+    return translate
+
+
+def _adamw_or_adam(group: Options) -> ts.Optimizer | None:
+    decoupled = group.get("decoupled_weight_decay", False)
+    return _adam(ts.optim.adamw if decoupled else ts.optim.adam)(group)
+
+
+def _sgd(group: Options) -> ts.Optimizer | None:
+    if group["fused"]:
+        return None
+    return ts.optim.sgd(
+        group["lr"],
+        group["momentum"],
+        group["dampening"],
+        group["weight_decay"],
+        nesterov=group["nesterov"],
+        maximize=group["maximize"],
+    )
+
+
+def _rmsprop(group: Options) -> ts.Optimizer | None:
+    # On the CPU PyTorch loops over parameters unless told otherwise, and rounds differently.
+    if not group["foreach"] and any(p.device.type == "cpu" for p in group["params"]):
+        return None
+    keys = ("lr", "alpha", "eps", "weight_decay", "momentum", "centered")
+    return ts.optim.rmsprop(*(group[key] for key in keys), maximize=group["maximize"])
+
+
+_TRANSLATIONS: dict[type, Callable[[Options], ts.Optimizer | None]] = {
+    torch.optim.AdamW: _adam(ts.optim.adamw),
+    torch.optim.Adam: _adamw_or_adam,
+    torch.optim.SGD: _sgd,
+    torch.optim.RMSprop: _rmsprop,
+}
+
+
+def _wrapped(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> ts.Optimizer:
+    """Run the object itself. Its parameters share storage with the state's, so it moves them both."""
+    live = {name: parameter for parameter, name in names.items()}
+
+    def init(params: Params) -> OptState:
+        return _read(optimizer, names)
+
+    def kernel(params: Params, grads: Grads, state: OptState, hyper: Hyper) -> None:
+        for number, group in enumerate(optimizer.param_groups):
+            group["lr"] = hyper.get(f"group{number}/lr", hyper.get("lr", group["lr"]))
+        for name, parameter in live.items():
+            parameter.grad = grads.get(name)
+        with torch.enable_grad():
+            optimizer.step()
+        for parameter in live.values():
+            parameter.grad = None
+        state.clear()
+        state.update(_read(optimizer, names))
+
+    rates = [f"group{number}/lr" for number in range(len(optimizer.param_groups))]
+    name = type(optimizer).__name__
+    return ts.Optimizer(name, init, kernel, accepts=frozenset(["lr", *rates]))
+
+
+def _read(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> OptState:
+    kept = {names[p]: dict(state) for p, state in optimizer.state.items() if p in names}
+    kinds = bool | int | float | str | tuple | Tensor
+    groups = [
+        {key: value for key, value in group.items() if isinstance(value, kinds)}
+        for group in optimizer.param_groups
+    ]
+    return {"state": kept, "groups": groups}
+
+
+def _load(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], opt_state: OptState) -> None:
+    live = {name: parameter for parameter, name in names.items()}
+    optimizer.state = defaultdict(
+        dict, {live[name]: dict(kept) for name, kept in opt_state["state"].items()}
+    )
+    for group, kept in zip(optimizer.param_groups, opt_state["groups"], strict=True):
+        group.update(kept)
