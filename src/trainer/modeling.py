@@ -55,20 +55,47 @@ def unwrap(model: Any) -> Any:
         model = inner
 
 
-def save_weights(model: nn.Module, folder: Path) -> None:
+def save_weights(
+    model: nn.Module, folder: Path, tensors: Mapping[str, Tensor] | None = None
+) -> None:
     """Write the weights, and the configuration of a library model, into ``folder``.
 
     Models with ``save_pretrained`` write themselves; others get ``model.safetensors`` with the names
     of their ``state_dict``, tied weights once.
+
+    Args:
+        model: whose weights they are.
+        folder: where to.
+        tensors: a ``state_dict`` to write instead of the model's own, which may be changing.
     """
     model = unwrap(model)
+    tensors = model.state_dict() if tensors is None else tensors
     save_pretrained = getattr(model, "save_pretrained", None)
     if callable(save_pretrained):
-        save_pretrained(folder)
+        save_pretrained(folder, state_dict=dict(tensors))
         return
-    from safetensors.torch import save_model
+    from safetensors.torch import save_file
 
-    save_model(model, str(folder / WEIGHTS_NAME))
+    save_file(_distinct(tensors), str(folder / WEIGHTS_NAME), metadata={"format": "pt"})
+
+
+def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return each tensor once, under its first name, contiguous."""
+    kept: dict[str, Tensor] = {}
+    seen: set[Any] = set()
+    storages: set[int] = set()
+    for name, tensor in tensors.items():
+        view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+        if tensor.numel() and view in seen:
+            continue
+        seen.add(view)
+        storage = tensor.untyped_storage().data_ptr()
+        whole = tensor.contiguous()
+        # The file format has no views: a part of another tensor's memory is written as its own.
+        shared = whole.untyped_storage().data_ptr() in storages
+        kept[name] = whole.clone() if shared else whole
+        storages.add(storage)
+    return kept
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:

@@ -81,8 +81,8 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
         host_rng.restore(found.host_rng[0])
 
 
-def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> Path:
-    """Write ``checkpoint-<step>`` and rotate; returns its folder.
+def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
+    """Write ``checkpoint-<step>`` and rotate; with ``async_save``, in a thread.
 
     Old checkpoints that cannot be deleted are only warned of.
 
@@ -105,25 +105,54 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> Path:
         "meter": meter.state(),
         "scheduler": trainer._rates.state(),
     }
+    writer = trainer._writer
     contents = checkpoint.Contents(
-        write_model=lambda folder: trainer.save_model(str(folder), _internal_call=True),
+        write_model=(
+            trainer._write_model
+            if writer
+            else lambda folder: trainer.save_model(str(folder), _internal_call=True)
+        ),
         state=None if only_model else run.state,
         position=position,
         trainer_state=trainer_state_json(state),
         arguments=args.to_sanitized_dict(),
         host_rng={} if only_model else {0: host_rng.capture()},
+        model_tensors=trainer._model_tensors() if writer else None,
     )
+    best = state.best_model_checkpoint
+
+    def tidy(path: Path) -> None:
+        try:
+            keep = [best] if best else []
+            checkpoint.rotate(root, args.save_total_limit, keep=keep, saved=path)
+        except checkpoint.CheckpointError as error:
+            logger.warning("After saving step %d: %s", step, error)
+
     try:
-        path = checkpoint.save(root, step, contents)
+        if writer:
+            writer.submit(root, step, contents, on_done=tidy)
+        else:
+            tidy(checkpoint.save(root, step, contents))
     except checkpoint.CheckpointError:
         state.best_model_checkpoint = before
         raise
-    best = state.best_model_checkpoint
+
+
+def note_failure(trainer: Any) -> None:
+    """Warn of a background save that has failed since the last look; never waits."""
+    if trainer._writer is not None:
+        try:
+            trainer._writer.check()
+        except checkpoint.CheckpointError as error:
+            logger.warning("A checkpoint was not saved, training goes on: %s", error)
+
+
+def finish(writer: checkpoint.BackgroundWriter) -> None:
+    """Let a save end while an exception is on its way up; its own failure is only logged."""
     try:
-        checkpoint.rotate(root, args.save_total_limit, keep=[best] if best else [], saved=path)
+        writer.wait()
     except checkpoint.CheckpointError as error:
-        logger.warning("After saving step %d: %s", step, error)
-    return path
+        logger.error("A checkpoint was not saved: %s", error)
 
 
 def trainer_state_json(state: TrainerState) -> str:

@@ -63,6 +63,7 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
     state = trainer._fresh_state(step)
     state = state.evolve(opt_state=trainer._adopted.attach(state.opt_state))
     trainer._rates = rates
+    trainer._writer = trainer._make_writer()
     handler = trainer.callback_handler
     handler.model, handler.train_dataloader = trainer.model, loader
     handler.optimizer, handler.lr_scheduler = trainer.optimizer, trainer.lr_scheduler
@@ -108,6 +109,7 @@ def _react(
     if event is Event.OPTIMIZER_STEP:
         meter.add(run.metrics)
     if event is Event.STEP_END:
+        saving.note_failure(trainer)
         trainer.state.global_step = run.state.step
         trainer.state.epoch = run.progress
     elif event is Event.EPOCH_END and run.exhausted:
@@ -172,6 +174,8 @@ def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int) -> TrainOutput:
     metrics |= {"total_flos": float(state.total_flos), "train_loss": loss}
     trainer.is_in_train = False
     trainer.log(metrics)
+    if trainer._writer is not None:
+        trainer._writer.wait()  # the last save must not fail unnoticed
     if args.load_best_model_at_end:
         saving.load_best(trainer)
     if args.save_total_limit == 1 and state.best_model_checkpoint:

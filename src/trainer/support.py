@@ -28,7 +28,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "torch_empty_cache_steps": (None,),
     "deepspeed": (None,),
     "parallelism_config": (None,),
-    "async_save": (False,),
     "exact_reduction": (False,),
     "checkpoint_format": ("safe",),
     "log_digest_steps": (0,),

@@ -26,7 +26,7 @@ from trainer.callbacks import (
     default_progress_callback,
     export_callback_states,
 )
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoint import BackgroundWriter, CheckpointError
 from trainer.data.collators import DataCollatorWithPadding, default_data_collator
 from trainer.data.columns import FilteringCollator, keep_columns
 from trainer.data.loader import is_iterable, make_loader, train_order
@@ -130,6 +130,8 @@ class Trainer:
         self._train_state: ts.TrainState | None = None
         self._run: Any = None
         self._meter: Any = None
+        self._rates: Any = None
+        self._writer: BackgroundWriter | None = None
         self.state = TrainerState()
         self.control = TrainerControl()
         self.callback_handler = self._make_handler(callbacks or [])
@@ -178,6 +180,8 @@ class Trainer:
             return session.train(self, resume_from_checkpoint or None, ignore_keys_for_eval)
         except BaseException:
             self._close_callbacks()
+            if self._writer is not None:
+                saving.finish(self._writer)
             raise
         finally:
             self.is_in_train = False
@@ -609,9 +613,24 @@ class Trainer:
                 if kept is not None and kept.data_ptr() != buffer.data_ptr():
                     kept.copy_(buffer)
 
-    def _write_model(self, folder: Path) -> None:
+    def _make_writer(self) -> BackgroundWriter | None:
+        if not self.args.async_save:
+            return None
+        if type(self).save_model is not Trainer.save_model:
+            logger.warning(
+                "async_save is off: %s overrides save_model, which reads the live model.",
+                type(self).__name__,
+            )
+            return None
+        return BackgroundWriter()
+
+    def _model_tensors(self) -> dict[str, Tensor]:
         self._sync_buffers()
-        modeling.save_weights(self.model, folder)
+        return dict(modeling.unwrap(self.model).state_dict())
+
+    def _write_model(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+        tensors = self._model_tensors() if tensors is None else tensors
+        modeling.save_weights(self.model, folder, tensors)
         processor = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if processor is not None and hasattr(processor, "save_pretrained"):
             processor.save_pretrained(folder)

@@ -23,7 +23,6 @@ from trainer.support import refuse_unsupported
         ("push_to_hub", True),
         ("full_determinism", True),
         ("torch_empty_cache_steps", 2),
-        ("async_save", True),
         ("exact_reduction", True),
         ("checkpoint_format", "hf"),
         ("log_digest_steps", 3),
