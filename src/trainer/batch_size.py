@@ -101,7 +101,7 @@ def remember(module: nn.Module, *trees: Any) -> Restore:
         A function that writes the copies back into the very tensors they were made of, however often it
         is called, and gives these back to a module that has replaced them.
     """
-    slots = [
+    slots: list[tuple[dict[str, Any], str, Tensor]] = [
         (slot, name, tensor)
         for part in module.modules()
         for slot in (part._parameters, part._buffers)

@@ -93,7 +93,7 @@ class Stage:
         for place, (end, top) in found.items():
             key = f"{self.name}_mem_{place}"
             measured[f"{key}_alloc_delta"] = end - self._before[key]
-            measured[f"{key}_peaked_delta"] = max(0, top - end)
+            measured[f"{key}_peaked_delta"] = top - end
         return self._tracker._finish(self, measured)
 
     def __enter__(self) -> "Stage":

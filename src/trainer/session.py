@@ -12,12 +12,14 @@ from trainer.checkpoint import CheckpointError
 from trainer.data.loader import batches_from
 from trainer.engine import LocalEngine
 from trainer.loop import Event, Run, events
+from trainer.memory import Stage
 from trainer.meter import Meter
 from trainer.metrics import speed_metrics
 from trainer.optimization import make_transforms
 from trainer.optimizers import Rates
 from trainer.outputs import TrainOutput
 from trainer.plan import Plan, make_plan
+from trainer.preparation import counted
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +32,19 @@ def train(
     plan = make_plan(trainer.args, loader, trainer.get_total_train_batch_size(trainer.args))
     found = saving.find_checkpoint(trainer, resume_from) if resume_from else None
     run = _set_up(trainer, plan, loader)
+    trainer.current_flos = 0.0
+    memory = trainer._memory.start("train")
     meter = Meter(trainer.args.logging_nan_inf_filter)
     trainer._run, trainer._meter = run, meter
     if found is not None:
         saving.restore(trainer, run, meter, found)
+    trainer._tokens_before = trainer._tokens.total = trainer.state.num_input_tokens_seen
     first_step = run.state.step
     _announce(trainer, plan, run)
     meter.started = time.time()
     for event in events(run):
         _react(trainer, run, meter, event, ignore_keys)
-    return _wind_up(trainer, run, meter, run.state.step - first_step)
+    return _wind_up(trainer, run, meter, run.state.step - first_step, memory)
 
 
 def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
@@ -72,7 +77,7 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
         step=ts.donate(step),
         state=state,
         engine=LocalEngine(trainer, state),
-        batches=lambda epoch, skip: batches_from(loader, epoch, skip),
+        batches=lambda epoch, skip: counted(trainer, batches_from(loader, epoch, skip)),
         count_items=trainer.count_items,
         control=trainer.control,
         accumulation=args.gradient_accumulation_steps,
@@ -135,6 +140,7 @@ def log_evaluate_save(
 ) -> None:
     """Do what the control's switches ask for, in this order."""
     if trainer.control.should_log and meter.pending:
+        trainer.store_flos()
         trainer.log({"loss": meter.read(run.state.step), **meter.latest}, meter.started)
     if trainer.control.should_evaluate:
         metrics = trainer._evaluate(None, ignore_keys)
@@ -150,6 +156,9 @@ def log_evaluate_save(
 
 def _save(trainer: Any) -> None:
     """Save a checkpoint. One that fails is warned of and training goes on, unless it is the last."""
+    trainer.store_flos()
+    if trainer._tokens.how != "no":
+        trainer.state.num_input_tokens_seen = trainer._tokens.total
     state, control = trainer.state, trainer.control
     try:
         trainer._save_checkpoint(trainer.model, None)
@@ -164,15 +173,17 @@ def _save(trainer: Any) -> None:
         trainer.control = trainer.callback_handler.on_save(trainer.args, state, control)
 
 
-def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int) -> TrainOutput:
+def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int, memory: Stage) -> TrainOutput:
     args, state, plan = trainer.args, trainer.state, run.plan
     logger.info("Training completed.")
     loss = meter.mean(run.state.step)
     # Speed is that of this session: a resumed run did not process what came before.
     share = steps / max(plan.max_steps, 1)
     metrics = speed_metrics("train", meter.started, plan.num_train_samples * share, steps)
+    trainer.store_flos()
     metrics |= {"total_flos": float(state.total_flos), "train_loss": loss}
     trainer.is_in_train = False
+    metrics |= memory.stop()
     trainer.log(metrics)
     if trainer._writer is not None:
         trainer._writer.wait()  # the last save must not fail unnoticed

@@ -112,8 +112,7 @@ def shifts_labels(model: nn.Module) -> bool:
         return kinds[0].__name__.endswith(("ForCausalLM", "LMHeadModel"))
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    return any(kind.__name__ in causal for kind in theirs)
+    return theirs[0].__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
 def _logits(outputs: Any) -> Tensor:

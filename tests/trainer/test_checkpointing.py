@@ -41,7 +41,7 @@ def test_the_same_loss_and_gradients(kwargs: Any) -> None:
     expected = gradients(tiny("gpt2", **DROPOUT))
     model: Any = tiny("gpt2", use_cache=False, **DROPOUT)
     calls: list[int] = []
-    model.transformer.h[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    model.transformer.h[0].ln_1.register_forward_hook(lambda *_: calls.append(1))
     checkpointing.enable(nn.DataParallel(model), kwargs)
     found = gradients(model)
 

@@ -1,0 +1,55 @@
+"""What the mixins share: the attributes that ``Trainer.__init__`` sets."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+import trainstep as ts
+from trainer.arguments import TrainingArguments
+from trainer.callbacks import CallbackHandler, TrainerControl, TrainerState
+from trainer.checkpoint import BackgroundWriter
+from trainer.memory import MemoryTracker
+from trainer.optimizers import Adopted, Rates
+from trainer.smoothing import LabelSmoother
+from trainer.tokens import TokenCounter
+
+
+class TrainerBase:
+    """Attributes of a Trainer; see there for those that are public."""
+
+    args: TrainingArguments
+    model: nn.Module
+    train_dataset: Any
+    eval_dataset: Any
+    data_collator: Callable[[list[Any]], Any]
+    processing_class: Any
+    compute_metrics: Callable[..., dict[str, Any]] | None
+    compute_loss_func: Callable[..., Tensor] | None
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: Any
+    optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None
+    label_names: list[str]
+    model_accepts_loss_kwargs: bool
+    current_gradient_accumulation_steps: int
+    is_in_train: bool
+    state: TrainerState
+    control: TrainerControl
+    callback_handler: CallbackHandler
+    label_smoother: LabelSmoother | None
+    current_flos: float
+    _tokens: TokenCounter
+    _memory: MemoryTracker
+    _signature: list[str]
+    _loss_takes_items: bool
+    _adopted: Adopted | None
+    _train_state: ts.TrainState | None
+    _run: Any
+    _meter: Any
+    _rates: Rates
+    _writer: BackgroundWriter | None
+
+    if TYPE_CHECKING:  # methods of the other mixins
+
+        def __getattr__(self, name: str) -> Any: ...

@@ -1,0 +1,125 @@
+"""Evaluation and prediction."""
+
+import logging
+import math
+import time
+from typing import Any
+
+from torch import Tensor, nn
+
+from trainer import evaluation, modeling
+from trainer.facade.base import TrainerBase
+from trainer.metrics import speed_metrics
+from trainer.outputs import EvalLoopOutput, PredictionOutput
+
+logger = logging.getLogger(__name__)
+
+
+class EvaluationMixin(TrainerBase):
+    """Evaluation and prediction."""
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Evaluate, log and return metrics under ``<prefix>_``; a dict of datasets one by one.
+
+        The loss is the mean over samples, whatever the batch size.
+        """
+        chosen = self.eval_dataset if eval_dataset is None else eval_dataset
+        if isinstance(chosen, dict):
+            merged: dict[str, float] = {}
+            for name, part in chosen.items():
+                subset = name if eval_dataset is None else part
+                merged |= self.evaluate(subset, ignore_keys, f"{metric_key_prefix}_{name}")
+            return merged
+        memory = self._memory.start("eval")
+        loader = self.get_eval_dataloader(eval_dataset)
+        start = time.time()
+        loss_only = True if self.compute_metrics is None else None
+        output = self.evaluation_loop(
+            loader, "Evaluation", loss_only, ignore_keys, metric_key_prefix
+        )
+        metrics = self._with_speed(output, metric_key_prefix, start)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(
+            self.args, self.state, self.control, metrics
+        )
+        metrics |= memory.stop()
+        return metrics
+
+    def predict(
+        self,
+        test_dataset: Any,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "test",
+    ) -> PredictionOutput:
+        """Return predictions, labels and metrics for a dataset; logs nothing."""
+        memory = self._memory.start("test")
+        start = time.time()
+        loader = self.get_test_dataloader(test_dataset)
+        output = self.evaluation_loop(
+            loader, "Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
+        )
+        metrics = self._with_speed(output, metric_key_prefix, start)
+        self.control = self.callback_handler.on_predict(
+            self.args, self.state, self.control, metrics
+        )
+        metrics |= memory.stop()
+        return PredictionOutput(output.predictions, output.label_ids, metrics)
+
+    def evaluation_loop(
+        self,
+        dataloader: Any,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Run the model over a loader in evaluation mode; used by ``evaluate`` and ``predict``."""
+        logger.info("***** Running %s *****", description)
+        if prediction_loss_only is None:
+            prediction_loss_only = self.args.prediction_loss_only
+        self.callback_handler.eval_dataloader = dataloader
+        self._sync_buffers()
+        was_training = self.model.training
+        self.model.eval()
+        self._switch_optimizer("eval")
+        try:
+            return evaluation.run_evaluation(
+                self,
+                dataloader,
+                prediction_loss_only,
+                ignore_keys,
+                metric_key_prefix,
+                keep=description == "Prediction",
+            )
+        finally:
+            self.model.train(was_training)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Return ``(loss, logits, labels)`` of one batch; None for what there is not."""
+        inputs = self._prepare_inputs(inputs)
+        if ignore_keys is None:
+            config = getattr(modeling.unwrap(model), "config", None)
+            default = [] if config is None else ["past_key_values"]
+            ignore_keys = getattr(config, "keys_to_ignore_at_inference", None) or default
+        return evaluation.predict_batch(self, model, inputs, prediction_loss_only, ignore_keys)
+
+    def _evaluate(
+        self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False
+    ) -> dict[str, float]:
+        return self.evaluate(ignore_keys=ignore_keys_for_eval)
+
+    def _with_speed(self, output: EvalLoopOutput, prefix: str, start: float) -> dict[str, float]:
+        samples = output.num_samples or 0
+        steps = math.ceil(samples / self.args.eval_batch_size)
+        return {**(output.metrics or {}), **speed_metrics(prefix, start, samples, steps)}

@@ -1,0 +1,123 @@
+"""Optimizer and scheduler objects, and their pure form."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import trainstep as ts
+from trainer import modeling
+from trainer.arguments import TrainingArguments
+from trainer.facade.base import TrainerBase
+from trainer.optimizers import (
+    Adopted,
+    adopt,
+    decay_parameter_names,
+    make_scheduler,
+    optimizer_class_and_kwargs,
+    parameter_groups,
+)
+
+
+class OptimizerMixin(TrainerBase):
+    """Optimizer and scheduler objects, and their pure form."""
+
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """Create the optimizer and the scheduler for a run of so many updates."""
+        self.create_optimizer()
+        self.create_scheduler(num_training_steps, self.optimizer)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Create ``self.optimizer``, unless there is one, with a decayed and an undecayed group."""
+        if self.optimizer is None:
+            model = modeling.unwrap(self.model if model is None else model)
+            chosen = self.optimizer_cls_and_kwargs
+            cls, kwargs = chosen or self.get_optimizer_cls_and_kwargs(self.args, model)
+            if not isinstance(cls, type):  # a factory, as upstream calls it
+                self.optimizer = cls()(model, **kwargs)
+            else:
+                decayed = set(self.get_decay_parameter_names(model))
+                groups = parameter_groups(model, decayed, self.args.weight_decay)
+                self.optimizer = cls(groups, **kwargs)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> Any:
+        """Create ``self.lr_scheduler``, unless there is one."""
+        if self.lr_scheduler is None:
+            args = self.args
+            self.lr_scheduler = make_scheduler(
+                str(args.lr_scheduler_type),
+                optimizer or self.create_optimizer(),
+                args.get_warmup_steps(num_training_steps),
+                num_training_steps,
+                dict(args.lr_scheduler_kwargs or {}),  # type: ignore[arg-type]
+            )
+        return self.lr_scheduler
+
+    @staticmethod
+    def get_optimizer_cls_and_kwargs(
+        args: TrainingArguments, model: nn.Module | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Return the class that ``args.optim`` names, and its options."""
+        return optimizer_class_and_kwargs(args)
+
+    def get_learning_rates(self) -> list[float]:
+        """Return the learning rate of every parameter group.
+
+        Raises:
+            ValueError: before there is an optimizer.
+        """
+        return [group["lr"] for group in self._existing_optimizer().param_groups]
+
+    def get_optimizer_group(self, param: str | nn.Parameter | None = None) -> Any:
+        """Return the group that holds a parameter (or the one of that name); without one, the
+        parameter lists of all groups.
+
+        Raises:
+            ValueError: before there is an optimizer.
+        """
+        groups = self._existing_optimizer().param_groups
+        if param is None:
+            return [group["params"] for group in groups]
+        if isinstance(param, str):
+            param = dict(modeling.unwrap(self.model).named_parameters()).get(param)
+        return next((g for g in groups if any(p is param for p in g["params"])), None)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Return the names of the parameters that weight decay applies to."""
+        return decay_parameter_names(modeling.unwrap(model))
+
+    def get_num_trainable_parameters(self) -> int:
+        """Count the numbers in parameters with ``requires_grad``."""
+        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+
+    def _existing_optimizer(self) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            raise ValueError("the optimizer does not exist yet: call train() or create_optimizer()")
+        return self.optimizer
+
+    def _switch_optimizer(self, mode: str) -> None:
+        # Schedule-free optimizers keep other weights for evaluation than for training.
+        switch = getattr(self.optimizer, mode, None)
+        if callable(switch):
+            switch()
+
+    def _adopt_optimizer(self) -> Adopted:
+        """Return the pure form of ``self.optimizer``, made once per object."""
+        optimizer = self.create_optimizer() if self.optimizer is None else self.optimizer
+        if self._adopted is None or self._adopted.object is not optimizer:
+            named = modeling.unwrap(self.model).named_parameters()
+            self._adopted = adopt(optimizer, {p: n for n, p in named if p.requires_grad})
+        return self._adopted
+
+    def _fresh_state(self, step: ts.Step | None) -> ts.TrainState:
+        model, pure = modeling.unwrap(self.model), self._adopt_optimizer().pure
+        if step is None:
+            return ts.init(model, pure, self.args.seed, copy=False)
+        fresh = step.init(model, self.args.seed, copy=False)
+        if self._train_state is None:
+            return fresh
+        # A second train() goes on with the moments, and starts the schedule anew.
+        return fresh.evolve(opt_state=self._train_state.opt_state)

@@ -1,0 +1,110 @@
+"""What leaves the trainer: logs, metrics, models, checkpoints."""
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from trainer import modeling, saving
+from trainer.checkpoint import BackgroundWriter
+from trainer.facade.base import TrainerBase
+from trainer.metrics import format_metrics, table, write_results
+
+logger = logging.getLogger(__name__)
+
+
+class OutputMixin(TrainerBase):
+    """What leaves the trainer: logs, metrics, models, checkpoints."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the epoch to ``logs``, append them with the step to the history, tell the callbacks."""
+        logs["epoch"] = self.state.epoch
+        if self._tokens.how != "no":
+            seen = logs["num_input_tokens_seen"] = self._tokens.total
+            self.state.num_input_tokens_seen = seen
+            if start_time is not None:
+                runtime = time.time() - start_time
+                logs["train_runtime"] = round(runtime, 4)
+                if runtime > 0:
+                    speed = (seen - self._tokens_before) / runtime
+                    logs["train_tokens_per_second"] = round(speed, 3)
+        self.state.log_history.append({**logs, "step": self.state.global_step})
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def metrics_format(self, metrics: dict[str, float]) -> dict[str, Any]:
+        """Return metrics as they are shown."""
+        return format_metrics(metrics)
+
+    def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
+        """Print metrics as a table."""
+        if self.is_world_process_zero():
+            print(table(split, metrics))
+
+    def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
+        """Write ``<split>_results.json`` and merge into ``all_results.json``."""
+        if self.is_world_process_zero():
+            write_results(Path(str(self.args.output_dir)), split, metrics, combined)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write weights, configuration, processor and ``training_args.json``.
+
+        Checkpoints are written through this method, too, with ``_internal_call=True``.
+        """
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write_model(folder)
+        if not _internal_call:  # a checkpoint brings its own
+            (folder / "training_args.json").write_text(self.args.to_json_string())
+
+    def store_flos(self) -> None:
+        """Add the operations counted since the last call to ``state.total_flos``."""
+        self.state.total_flos += self.current_flos
+        self.current_flos = 0.0
+
+    def save_state(self) -> None:
+        """Write ``trainer_state.json`` into the output folder."""
+        if self.is_world_process_zero():
+            self.state.save_to_json(Path(str(self.args.output_dir)) / "trainer_state.json")
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        saving.save_checkpoint(self, self._run, self._meter)
+
+    def _determine_best_metric(self, metrics: dict[str, float]) -> bool:
+        return saving.note_best(self.args, self.state, metrics)
+
+    def _sync_buffers(self) -> None:
+        """Copy buffers that a module replaced rather than changed in place back into the module."""
+        state = self._run.state if self._run is not None else self._train_state
+        if state is not None:
+            for name, buffer in modeling.unwrap(self.model).named_buffers():
+                kept = state.buffers.get(name)
+                if kept is not None and kept.data_ptr() != buffer.data_ptr():
+                    kept.copy_(buffer)
+
+    def _make_writer(self) -> BackgroundWriter | None:
+        if not self.args.async_save:
+            return None
+        if type(self).save_model is not OutputMixin.save_model:
+            logger.warning(
+                "async_save is off: %s overrides save_model, which reads the live model.",
+                type(self).__name__,
+            )
+            return None
+        return BackgroundWriter()
+
+    def _model_tensors(self) -> dict[str, Tensor]:
+        self._sync_buffers()
+        return dict(modeling.unwrap(self.model).state_dict())
+
+    def _write_model(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
+        tensors = self._model_tensors() if tensors is None else tensors
+        modeling.save_weights(self.model, folder, tensors)
+        processor = self.processing_class or getattr(self.data_collator, "tokenizer", None)
+        if processor is not None and hasattr(processor, "save_pretrained"):
+            processor.save_pretrained(folder)
+
+    def _load_model(self, folder: Path) -> None:
+        modeling.load_weights(self.model, folder)
