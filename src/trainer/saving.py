@@ -26,13 +26,15 @@ _FREE = frozenset(
 )
 
 
-def find_checkpoint(trainer: Any, wanted: str | Path | bool) -> checkpoint.Loaded:
-    """Load the checkpoint to resume from: the newest that verifies, or the folder given.
+def find_checkpoint(trainer: Any, wanted: str | Path | bool | None) -> checkpoint.Loaded | None:
+    """Load the checkpoint to resume from: the newest that verifies, or the folder given, or none.
 
     Raises:
         ValueError: if ``wanted`` is True and no checkpoint verifies.
         CheckpointError: if the folder given is missing or damaged.
     """
+    if not wanted:
+        return None
     if wanted is not True:
         return checkpoint.load(Path(str(wanted)))
     root = Path(trainer.args.output_dir)
@@ -56,7 +58,7 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
         path = Path(folder) / TRAINER_STATE_NAME
         path.write_text(found.trainer_state)
         state = TrainerState.load_from_json(path)
-    state.train_batch_size = trainer.args.train_batch_size
+    state.train_batch_size = trainer._train_batch_size
     state.compute_steps(trainer.args, run.plan.max_steps)
     state.init_training_references(trainer, run.plan.max_steps, run.plan.num_train_epochs, None)
     trainer.state = state
@@ -100,7 +102,7 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
         "epoch": run.epoch,
         "batch": run.batch,
         "in_epoch": run.in_epoch,
-        "batch_size": args.train_batch_size * args.world_size,
+        "batch_size": trainer._train_batch_size * args.world_size,
         "accumulation": run.accumulation,
         "meter": meter.state(),
         "scheduler": trainer._rates.state(),
@@ -233,7 +235,7 @@ def _seek(trainer: Any, run: Run, found: checkpoint.Loaded) -> None:
     if trainer.args.ignore_data_skip:
         run.batch = 0
         return
-    now = trainer.args.train_batch_size * trainer.args.world_size
+    now = trainer._train_batch_size * trainer.args.world_size
     if now == position["batch_size"]:
         return
     samples = run.batch * position["batch_size"]

@@ -8,7 +8,7 @@ from typing import Any
 import trainstep as ts
 from trainer import saving
 from trainer.callbacks import TrainerState
-from trainer.checkpoint import CheckpointError
+from trainer.checkpoint import CheckpointError, Loaded
 from trainer.data.loader import batches_from
 from trainer.engine import LocalEngine
 from trainer.loop import Event, Run, events
@@ -24,13 +24,10 @@ from trainer.preparation import counted
 logger = logging.getLogger(__name__)
 
 
-def train(
-    trainer: Any, resume_from: str | bool | None, ignore_keys: list[str] | None
-) -> TrainOutput:
+def train(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) -> TrainOutput:
     """Run one training; see ``Trainer.train``."""
     loader = trainer.get_train_dataloader()
     plan = make_plan(trainer.args, loader, trainer.get_total_train_batch_size(trainer.args))
-    found = saving.find_checkpoint(trainer, resume_from) if resume_from else None
     run = _set_up(trainer, plan, loader)
     trainer.current_flos = 0.0
     memory = trainer._memory.start("train")
@@ -51,7 +48,7 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
     args = trainer.args
     trainer.model.train()
     trainer.state = TrainerState(
-        train_batch_size=args.train_batch_size,
+        train_batch_size=trainer._train_batch_size,
         stateful_callbacks=trainer._exported_callbacks(),
     )
     trainer.state.compute_steps(args, plan.max_steps)
@@ -93,7 +90,7 @@ def _announce(trainer: Any, plan: Plan, run: Run) -> None:
     facts = {
         "Num examples": f"{plan.num_examples:,}",
         "Num epochs": f"{plan.num_train_epochs:,}",
-        "Batch size per device": f"{args.per_device_train_batch_size:,}",
+        "Batch size per device": f"{trainer._train_batch_size:,}",
         "Total batch size (devices, accumulation)": f"{plan.total_batch_size:,}",
         "Gradient accumulation steps": args.gradient_accumulation_steps,
         "Total optimization steps": f"{plan.max_steps:,}",

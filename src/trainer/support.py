@@ -14,7 +14,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "fp16_full_eval": (False,),
     "bf16_full_eval": (False,),
     "torch_compile": (False,),
-    "auto_find_batch_size": (False,),
     "use_liger_kernel": (False,),
     "push_to_hub": (False,),
     "enable_jit_checkpoint": (False,),

@@ -1,5 +1,7 @@
 """``Trainer``: the façade. It assembles the parts and delegates; public methods may be overridden."""
 
+import copy
+import json
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -12,11 +14,12 @@ from torch import Tensor, nn
 import trainstep as ts
 from trainer import modeling, saving, session
 from trainer.arguments import TrainingArguments
+from trainer.batch_size import find_executable_batch_size, remember
 from trainer.callbacks import (
     TrainerControl,
     TrainerState,
 )
-from trainer.checkpoint import BackgroundWriter, CheckpointError
+from trainer.checkpoint import BackgroundWriter, CheckpointError, Loaded
 from trainer.checks import (
     check_arguments,
     check_batch_metrics,
@@ -120,6 +123,7 @@ class Trainer(LossMixin, OptimizerMixin, DataMixin, EvaluationMixin, OutputMixin
         self.data_collator = data_collator or self._default_collator()
         self.optimizer, self.lr_scheduler = optimizers
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
+        self._train_batch_size = self.args.train_batch_size
         self._own_scheduler = self.lr_scheduler is None
         self._adopted: Adopted | None = None
         factor = self.args.label_smoothing_factor
@@ -181,7 +185,8 @@ class Trainer(LossMixin, OptimizerMixin, DataMixin, EvaluationMixin, OutputMixin
         try:
             with ExitStack() as stack:
                 prepare_model(self, stack)
-                return session.train(self, resume_from_checkpoint or None, ignore_keys_for_eval)
+                found = saving.find_checkpoint(self, resume_from_checkpoint)
+                return self._train_from(found, ignore_keys_for_eval)
         except BaseException:
             self._close_callbacks()
             if self._writer is not None:
@@ -192,6 +197,32 @@ class Trainer(LossMixin, OptimizerMixin, DataMixin, EvaluationMixin, OutputMixin
             if self._run is not None:
                 self._train_state, self._run = self._run.state, None
             self._sync_buffers()
+
+    def _train_from(self, found: Loaded | None, ignore_keys: list[str] | None) -> TrainOutput:
+        if not self.args.auto_find_batch_size:
+            self._train_batch_size = self.args.train_batch_size
+            return session.train(self, found, ignore_keys)
+        start = self.args.train_batch_size
+        if found is not None:  # what fitted before
+            start = json.loads(found.trainer_state).get("train_batch_size") or start
+        kept = self._train_state.opt_state if self._train_state else ()
+
+        before = copy.deepcopy(self.optimizer.state_dict()) if self.optimizer else None
+
+        def attempt(size: int) -> TrainOutput:
+            self._run, self._train_batch_size = None, size
+            if before is None:
+                self.optimizer = self._adopted = None
+            elif self.optimizer is not None:
+                # Loading shares the tensors, which the attempt then changes.
+                self.optimizer.load_state_dict(copy.deepcopy(before))
+            if self._own_scheduler:
+                self.lr_scheduler = None
+            return session.train(self, found, ignore_keys)
+
+        return find_executable_batch_size(
+            attempt, start, snapshot=lambda: remember(self.model, kept), device=self.args.device
+        )
 
     @property
     def train_state(self) -> ts.TrainState:

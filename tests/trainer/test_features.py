@@ -162,3 +162,48 @@ def test_the_cache_is_emptied_at_the_multiples(
     monkeypatch.setattr(module, "empty_cache", calls.append)
     train(tmp_path, torch_empty_cache_steps=2, gradient_accumulation_steps=2)
     assert len(calls) == 4  # both micro-batches of steps 0 and 2
+
+
+@pytest.mark.parametrize("own", [None, "AdamW", "Adagrad"])
+def test_batches_that_do_not_fit_shrink_and_training_starts_anew(
+    own: str | None, tmp_path: Path
+) -> None:
+    class Small(Trainer):
+        sizes: list[int] = []  # noqa: RUF012 - filled by the test
+
+        def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+            size = len(inputs["input_ids"])
+            self.sizes.append(size)
+            if size > 6 and self.state.global_step == 2:
+                raise torch.OutOfMemoryError("out of memory")
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    def build(folder: Path, make: Any, size: int) -> Any:
+        model, more = tiny(), {}
+        if own:
+            more["optimizers"] = (getattr(torch.optim, own)(model.parameters(), lr=0.01), None)
+        return make_trainer(
+            folder,
+            model,
+            train=texts(48),
+            evaluation=texts(4),
+            make=make,
+            more=more,
+            max_steps=4,
+            per_device_train_batch_size=size,
+            auto_find_batch_size=make is Small,
+            save_strategy="steps",
+            save_steps=4,
+        )
+
+    Small.sizes.clear()
+    found, straight = build(tmp_path / "a", Small, 8), build(tmp_path / "b", Trainer, 6)
+    found.train()
+    straight.train()
+    assert Small.sizes == [8, 8, 8, 7, 7, 7, 6, 6, 6, 6]
+    assert found.args.per_device_train_batch_size == 8
+    assert found.state.train_batch_size == 6
+    assert ts.diff(found.train_state, straight.train_state) == []
+    again = build(tmp_path / "a", Small, 8)
+    again.train(resume_from_checkpoint=True)
+    assert again.state.train_batch_size == 6

@@ -14,7 +14,6 @@ from trainer.support import refuse_unsupported
     ("name", "value"),
     [
         ("torch_compile", True),
-        ("auto_find_batch_size", True),
         ("use_liger_kernel", True),
         ("push_to_hub", True),
         ("exact_reduction", True),

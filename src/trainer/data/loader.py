@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 Collate = Callable[[list[Any]], Any]
 
 
-def train_order(args: Any, dataset: Any, processing_class: Any = None) -> Order:
+def train_order(args: Any, dataset: Any, batch_size: int, processing_class: Any = None) -> Order:
     """Return the order in which ``args`` ask for the samples of a sized dataset.
 
     The default is the permutation that the Hugging Face Trainer would use, seeded ``data_seed`` (or
@@ -48,7 +48,7 @@ def train_order(args: Any, dataset: Any, processing_class: Any = None) -> Order:
         lengths = sample_lengths(
             dataset, length_column=args.length_column_name, input_name=names[0]
         )
-        window = args.train_batch_size * args.gradient_accumulation_steps
+        window = batch_size * args.gradient_accumulation_steps
         return LengthGrouped(lengths, window, seed)
     return Permutation(len(dataset), seed)
 

@@ -41,6 +41,7 @@ class TrainerBase:
     current_flos: float
     _tokens: TokenCounter
     _memory: MemoryTracker
+    _train_batch_size: int
     _signature: list[str]
     _loss_takes_items: bool
     _adopted: Adopted | None

@@ -22,8 +22,8 @@ class DataMixin(TrainerBase):
         dataset, collate = self._without_unused(self.train_dataset, "training")
         order = None
         if not is_iterable(dataset):
-            order = train_order(self.args, dataset, self.processing_class)
-        size = self.args.train_batch_size
+            order = train_order(self.args, dataset, self._train_batch_size, self.processing_class)
+        size = self._train_batch_size
         return make_loader(dataset, collate, self.args, batch_size=size, order=order)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -45,7 +45,7 @@ class DataMixin(TrainerBase):
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """Return the samples of one update over all processes."""
-        return args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return self._train_batch_size * args.gradient_accumulation_steps * args.world_size
 
     def _default_collator(self) -> Callable[[list[Any]], Any]:
         if hasattr(self.processing_class, "pad"):

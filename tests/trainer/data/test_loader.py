@@ -49,7 +49,7 @@ def noisy_collate(rows: list[Any]) -> list[Any]:
 def loader(folder: Path, dataset: Any = None, **changes: Any) -> Any:
     args = make_args(folder, **changes)
     dataset = Noisy() if dataset is None else dataset
-    order = None if is_iterable(dataset) else train_order(args, dataset)
+    order = None if is_iterable(dataset) else train_order(args, dataset, args.train_batch_size)
     return make_loader(dataset, noisy_collate, args, batch_size=args.train_batch_size, order=order)
 
 
@@ -57,7 +57,7 @@ def test_the_default_order_is_that_of_a_generator_seeded_with_seed_and_epoch(
     tmp_path: Path,
 ) -> None:
     for data_seed, seed in ((None, 7), (9, 9)):
-        order = train_order(make_args(tmp_path, seed=7, data_seed=data_seed), range(10))
+        order = train_order(make_args(tmp_path, seed=7, data_seed=data_seed), range(10), 2)
         generator = torch.Generator().manual_seed(seed + 2)
         assert order == Permutation(10, seed)
         assert order.indices(2, 0, 10).tolist() == torch.randperm(10, generator=generator).tolist()
@@ -65,7 +65,7 @@ def test_the_default_order_is_that_of_a_generator_seeded_with_seed_and_epoch(
 
 def test_other_orders(tmp_path: Path) -> None:
     args = make_args(tmp_path, train_sampling_strategy="sequential")
-    assert train_order(args, range(10)) == Sequential(10)
+    assert train_order(args, range(10), 2) == Sequential(10)
 
     rows = [{"tokens": [0] * n} for n in (1, 5, 3, 2)]
     args = make_args(
@@ -75,11 +75,11 @@ def test_other_orders(tmp_path: Path) -> None:
     class Processor:
         model_input_names = ("tokens",)
 
-    order = train_order(args, rows, Processor())
+    order = train_order(args, rows, args.train_batch_size, Processor())
     assert isinstance(order, LengthGrouped)
     assert order.take(0, torch.arange(1)).tolist() == [1]  # the longest one comes first
     with pytest.raises(ValueError, match="input_ids"):
-        train_order(args, rows)
+        train_order(args, rows, args.train_batch_size)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
