@@ -14,8 +14,8 @@ PAGES = Path(__file__).parent / "api"
 
 # Page -> the modules on it. Names that several modules export appear where they are defined.
 MODULES = {
-    "step": ["trainstep.step", "trainstep.batches", "trainstep.lowering"],
-    "state": ["trainstep.state", "trainstep.serialize", "trainstep.tree"],
+    "step": ["trainstep.step", "trainstep.evaluate", "trainstep.batches", "trainstep.lowering"],
+    "state": ["trainstep.state", "trainstep.transfer", "trainstep.serialize", "trainstep.tree"],
     "model": ["trainstep.model", "trainstep.losses", "trainstep.grads", "trainstep.sums"],
     "rng": ["trainstep.rng"],
     "optim": ["trainstep.optim"],
@@ -25,6 +25,7 @@ MODULES = {
     "compare": ["trainstep.compare", "trainstep.replay"],
     "vmap": ["trainstep.vmap", "trainstep.per_sample", "trainstep.curvature"],
     "trainer": ["trainer.trainer", "trainer.outputs"],
+    "arguments": ["trainer.arguments"],
     "loop": ["trainer.loop", "trainer.plan"],
     "callbacks": ["trainer.callbacks"],
     "checkpoint": ["trainer.checkpoint"],
@@ -76,10 +77,12 @@ def public(module: ModuleType) -> list[tuple[str, Any]]:
 
 
 def methods(cls: type) -> list[tuple[str, Any]]:
-    """Return the public methods that a class itself defines and documents."""
+    """Return the public methods that a class, or a part of the Trainer in it, defines."""
+    parts = [cls, *(base for base in cls.__mro__ if base.__module__.startswith("trainer.facade."))]
     return [
         (name, value)
-        for name, value in vars(cls).items()
+        for part in parts
+        for name, value in vars(part).items()
         if not name.startswith("_") and inspect.isfunction(value) and inspect.getdoc(value)
     ]
 

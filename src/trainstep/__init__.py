@@ -18,6 +18,7 @@ from trainstep.curvature import NoiseScale as NoiseScale
 from trainstep.curvature import gradient_noise_scale as gradient_noise_scale
 from trainstep.curvature import hvp as hvp
 from trainstep.curvature import microbatch_norms as microbatch_norms
+from trainstep.evaluate import make_eval_step as make_eval_step
 from trainstep.grads import accumulate as accumulate
 from trainstep.grads import sum_gradients as sum_gradients
 from trainstep.grads import value_and_grad as value_and_grad
@@ -38,9 +39,10 @@ from trainstep.spikes import spike_guard as spike_guard
 from trainstep.state import TrainState as TrainState
 from trainstep.step import Step as Step
 from trainstep.step import init as init
-from trainstep.step import make_eval_step as make_eval_step
 from trainstep.step import make_step as make_step
 from trainstep.sums import Sums as Sums
+from trainstep.transfer import load_into as load_into
+from trainstep.transfer import to_device as to_device
 from trainstep.transforms import Transform as Transform
 
 __version__ = "0.1.0"

@@ -187,6 +187,9 @@ class Accumulator:
             if self.scale is not None:
                 root = root * self.scale.to(root.device)
             root.backward(inputs=list(self._leaves.values()))
+        # The graph may be that of other tensors, such as the module's own parameters.
+        if all(leaf.grad is None for leaf in self._leaves.values()):
+            raise ValueError(_no_gradient(self.params))
         return self._record(loss, ratio)
 
     def take(self) -> Sums:
@@ -249,6 +252,7 @@ def _no_gradient(params: Params) -> str:
     return (
         "value_and_grad: the loss does not depend on any trainable parameter "
         f"(parameters: {names}), so there is nothing to differentiate. Check that the loss is "
-        "computed from the output of call(...), that no torch.no_grad(), .detach() or .item() cuts "
-        "the graph, and that at least one parameter has requires_grad=True."
+        "computed from the output of call(...), not of the module itself, whose own parameters are not "
+        "those that train; that no torch.no_grad(), .detach() or .item() cuts the graph; and that at "
+        "least one parameter has requires_grad=True."
     )

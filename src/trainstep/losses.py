@@ -1,8 +1,10 @@
 """Losses as sums with weights, divided once, after everything was added up."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from numbers import Number
 from typing import Any
 
+import torch
 from attrs import evolve, field, frozen
 from torch import Tensor, nn
 
@@ -10,6 +12,20 @@ from trainstep import rng, tree
 from trainstep.model import Functional
 from trainstep.rng import Key
 from trainstep.types import Buffers, Params
+
+
+def _as_tensors(aux: Mapping[str, Any]) -> dict[str, Tensor]:
+    if not aux or all(isinstance(value, Tensor) for value in aux.values()):
+        return dict(aux)
+    for name, value in aux.items():
+        if not isinstance(value, Tensor | Number):
+            raise TypeError(
+                f"Loss: aux[{name!r}] must be a tensor or a number, got {type(value).__name__}"
+            )
+    wide = {
+        name: torch.float64 if isinstance(value, float) else None for name, value in aux.items()
+    }
+    return {name: torch.as_tensor(value, dtype=wide[name]) for name, value in aux.items()}
 
 
 @frozen(eq=False)
@@ -20,13 +36,14 @@ class Loss:
         total: sum of the loss over the items of the batch; zero-dimensional, differentiable.
         weight: how many items (samples, tokens) were summed; a number or a zero-dimensional tensor.
         buffers: module buffers after the forward pass; None means unchanged.
-        aux: further sums over the same items, by name; reported divided by the weight.
+        aux: further sums over the same items, by name, tensors or numbers; reported divided by the
+            weight, so a name may not be that of another metric.
     """
 
     total: Tensor
     weight: Tensor | float = 1
     buffers: Buffers | None = None
-    aux: dict[str, Tensor] = field(factory=dict)
+    aux: dict[str, Tensor] = field(factory=dict, converter=_as_tensors)
     _mean: Tensor | None = field(default=None, repr=False, kw_only=True)
 
     @classmethod
@@ -98,6 +115,16 @@ def module_loss(
         The loss function. It accepts ``train=False`` for evaluation.
     """
     return ModuleLoss(Functional(module), fn)
+
+
+def check_aux(where: str, aux: Mapping[str, Tensor], taken: Collection[str]) -> None:
+    """Raise ValueError if a name of ``aux`` is that of a metric which ``where`` reports itself."""
+    both = [name for name in aux if name in taken]
+    if both:
+        raise ValueError(
+            f"{where}: the loss's aux has {', '.join(both)}, which {where} reports itself; give it another "
+            f"name than {', '.join(taken)}"
+        )
 
 
 def _as_loss(result: Any, batch: Any, buffers: Buffers) -> Loss:

@@ -31,6 +31,10 @@ _NO_HOOKS = (
     "ensemble: gradient checkpointing and other saved-tensor hooks do not work under torch.func.vmap, "
     "because they run after it ended. Use ensemble(step, exact=True), which runs the members one by one."
 )
+_NO_GRADIENT = (
+    "ensemble: the loss does not depend on any trainable parameter; check that it is computed from the "
+    "output of call(...), not of the module itself, and that nothing cuts the graph"
+)
 _NOTE = (
     "{where}: this was raised under torch.func.vmap. Modules whose operations have no batching rule (GRU "
     "and LSTM, say), whose control flow depends on data, that use gradient checkpointing, or whose "
@@ -93,19 +97,19 @@ class MemberGradients:
             out, factor, weight = self._forward(batch, key, devices)
             values = out["value"]
             if not values.requires_grad:
-                raise ValueError(
-                    "ensemble: the loss does not depend on any trainable parameter; check that it is "
-                    "computed from the output of call(...), and that nothing cuts the graph"
-                )
+                raise ValueError(_NO_GRADIENT)
             unit = factor if unit is None else unit
             if factor != unit:
                 values = values * (factor / unit)
             scaled = values if self.scale is None else values * self.scale.to(values.device)
             scaled.backward(torch.ones_like(scaled), inputs=list(self._leaves.values()))
+        grads = self._take_grads()
+        if not grads:
+            raise ValueError(_NO_GRADIENT)
         weight = out.get("weight", weight)
         self.buffers = {**self.buffers, **out["buffers"]}
         return Sums(
-            self._take_grads(),
+            grads,
             values.detach(),
             weight if unit == 1 else weight / unit,
             self.buffers,

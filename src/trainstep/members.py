@@ -102,6 +102,11 @@ def keys_of(where: str, state: TrainState) -> tuple[Key, ...]:
     Raises:
         TypeError: if ``state`` is not a stack.
     """
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"{where}: expected a stacked state, got a {type(state).__name__}; make one of several states: "
+            "trainstep.vmap.stack(states)"
+        )
     key: Any = state.key
     if not isinstance(key, Keys):
         raise TypeError(

@@ -78,6 +78,7 @@ def bisect(a: Run, b: Run) -> Divergence | None:
 
     Raises:
         ValueError: if the runs have no step in common, so nothing could be compared.
+        TypeError: for an entry that is no digest, such as a state.
     """
     last_equal: int | None = None
     for left, right in _common(_moments(a), _moments(b)):
@@ -136,8 +137,8 @@ def _whole(entry: Entry) -> str:
 
 def _moments(run: Run) -> Iterator[_Moment]:
     if isinstance(run, Mapping):
-        yield from (_Moment(step, run[step]) for step in sorted(run))
-    elif isinstance(run, tuple) and len(run) == 3 and isinstance(run[0], TrainState):
+        yield from (_Moment(step, _entry(step, run[step])) for step in sorted(run))
+    elif isinstance(run, tuple) and len(run) == 3 and callable(run[2]):
         state, batches, step = run
         yield _Moment(state.step, state=state, live={"batch": None, "metrics": {}})
         for batch in batches:
@@ -145,7 +146,16 @@ def _moments(run: Run) -> Iterator[_Moment]:
             live = {"batch": batch, "metrics": dict(metrics)}
             yield _Moment(state.step, state=state, live=live)
     else:
-        yield from (_Moment(index, entry) for index, entry in enumerate(run))
+        yield from (_Moment(index, _entry(index, entry)) for index, entry in enumerate(run))
+
+
+def _entry(step: int, entry: Any) -> Entry:
+    if not isinstance(entry, str | Mapping):
+        raise TypeError(
+            f"bisect: the entry of step {step} is a {type(entry).__name__}; give states as digests, "
+            "[leaf_digests(state) for state in states], or the run as (state, batches, step)"
+        )
+    return entry
 
 
 def _common(a: Iterator[_Moment], b: Iterator[_Moment]) -> Iterator[tuple[_Moment, _Moment]]:

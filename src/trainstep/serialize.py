@@ -16,6 +16,9 @@ FORMAT = 1
 def to_flat(state: TrainState) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Split a state into tensors by path and JSON-able metadata; nothing is copied.
 
+    Tensors keep their strides and may be non-contiguous (a transposed weight, say) or share storage, which
+    some file formats refuse: for safetensors, write ``tensor.contiguous()``. ``from_flat`` takes either.
+
     Returns:
         ``(tensors, metadata)``: paths are those of ``trainstep.diff``, such as ``params/head.weight``.
         The metadata holds step, key, and the structure with all leaves that are not tensors.
@@ -79,7 +82,9 @@ def check_like(state: TrainState, like: TrainState) -> None:
         if other is not None and (other.shape != tensor.shape or other.dtype != tensor.dtype):
             problems.append(f"differs: {path} is {_form(other)}, expected {_form(tensor)}")
     if problems:
-        raise ValueError("the state does not fit this model:\n  " + "\n  ".join(problems))
+        raise ValueError(
+            "the state does not fit this model or optimizer:\n  " + "\n  ".join(problems)
+        )
 
 
 def _write_key(key: Key | Keys) -> str | list[str]:

@@ -4,13 +4,14 @@ from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from attrs import evolve, field, frozen
+from torch import Tensor
 
 from trainstep import tree
 from trainstep.rng import Key
 from trainstep.types import Buffers, OptState, Params
 
 
-@frozen(eq=False, slots=False)
+@frozen(eq=False, slots=False, repr=False)
 class TrainState:
     """The state of training after ``step`` updates.
 
@@ -32,6 +33,15 @@ class TrainState:
     opt_state: OptState
     key: Key
     extras: dict[str, Any] = field(factory=dict)
+
+    def __repr__(self) -> str:
+        tensors = [leaf for leaf in tree.leaves(self.params) if isinstance(leaf, Tensor)]
+        dtypes = sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors})
+        size = sum(tensor.numel() for tensor in tensors)
+        return (
+            f"TrainState(step={self.step}, params=<{len(tensors)} tensors, {size:,} numbers, "
+            f"{', '.join(dtypes)}>, key={self.key!r})"
+        )
 
     def evolve(self, **changes: Any) -> "TrainState":
         """Return a copy with some fields replaced; tensors of the others are shared."""

@@ -1,7 +1,6 @@
 """``make_step``: one training step as a function, ``state, metrics = step(state, batch)``."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,9 +11,10 @@ from trainstep import tree
 from trainstep.batches import split_batch
 from trainstep.grads import Order, accumulate, check_order
 from trainstep.guards import Guard, finite, judge, require_finite, scale_, skip_unless
-from trainstep.losses import Loss
+from trainstep.losses import Loss, check_aux
 from trainstep.model import Functional
 from trainstep.optim.base import Optimizer
+from trainstep.parts import check_parts
 from trainstep.rng import Key
 from trainstep.rng import key as make_key
 from trainstep.scaling import DynamicScale
@@ -25,8 +25,10 @@ from trainstep.types import Grads, Hyper, HyperSchedule, LossFn, Metrics, OptSta
 
 OnNonfinite = Literal["ignore", "skip", "raise"]
 
+_METRICS = ("loss", "grad_norm", "lr", "weight", "skipped", "loss_scale")
+
 # Branches of a step's key, so that transforms never draw what the loss drew.
-_LOSS, _TRANSFORMS, _EVAL = 0, 1, 2
+_LOSS, _TRANSFORMS = 0, 1
 
 
 @frozen(eq=False)
@@ -60,6 +62,8 @@ class Step:
 
     def update(self, state: TrainState, loss: Loss, grads: Grads) -> tuple[TrainState, Metrics]:
         """Finish a step whose gradients are known: guards, transforms, optimizer, metrics."""
+        if loss.aux:
+            check_aux("make_step", loss.aux, _METRICS)
         extras = self.memory(state)
         hyper = self.hyper(state.step)
         context = self._context(state, loss)
@@ -166,7 +170,7 @@ def make_step(
     loss_fn: LossFn,
     optimizer: Optimizer,
     schedule: Schedule | HyperSchedule | None = None,
-    transforms: Sequence[Transform] = (),
+    transforms: Transform | Sequence[Transform] = (),
     microbatches: int | Literal["iter"] = 1,
     on_nonfinite: OnNonfinite = "ignore",
     *,
@@ -183,7 +187,8 @@ def make_step(
             optimizer's own.
         transforms: applied to the gradients in order, between the loss and the optimizer.
         microbatches: how many parts of (nearly) equal size the leading axis of every tensor in the
-            batch is split into; ``"iter"`` takes the batch as an iterable of micro-batches.
+            batch is split into, see ``batches.split_batch``; ``"iter"`` takes the batch as an iterable of
+            micro-batches.
         on_nonfinite: what happens if loss or gradient norm is not finite: ``"ignore"`` updates all
             the same, ``"skip"`` keeps parameters, buffers and moments and counts it in
             ``extras["skipped"]`` without a host sync, ``"raise"`` (which syncs) raises
@@ -198,11 +203,18 @@ def make_step(
         The step. Its metrics are ``loss`` (mean), ``grad_norm`` (before transforms), ``weight`` (items
         in the batch), ``lr``, and the loss's ``aux`` divided by the weight; with guards that can refuse
         an update, ``skipped``: 1 if this one was, else 0; with a loss scale, ``loss_scale``: the one
-        that was used.
+        that was used. ``lr`` is the schedule's rate, else the one that the optimizer was built with;
+        factors and schedules inside the optimizer (``scaled``, ``scheduled``, ``layerwise_decay``) are not
+        in it. Without a schedule it is absent where the optimizer has no single rate of its own:
+        ``partition``, ``scheduled``, and a ``chain`` of several optimizers.
 
     Raises:
-        ValueError: for choices that do not exist; from the step, for a batch that cannot be split.
+        ValueError: for choices that do not exist; from the step, for a batch that cannot be split, and for
+            ``aux`` with the name of another metric.
+        TypeError: for an optimizer, schedule or transform that is none.
     """
+    parts = tuple(transforms) if isinstance(transforms, Iterable) else (transforms,)
+    check_parts(optimizer, schedule, parts)
     if not (microbatches == "iter" or (isinstance(microbatches, int) and microbatches >= 1)):
         raise ValueError(
             f'make_step: microbatches must be an int of at least 1, or "iter"; got {microbatches!r}'
@@ -228,30 +240,12 @@ def make_step(
         loss_fn,
         optimizer,
         schedule,
-        tuple(transforms),
+        parts,
         microbatches,
         on_nonfinite,
         guards=watching,
         order=order,
     )
-
-
-def make_eval_step(loss_fn: LossFn) -> Callable[[TrainState, Any], Metrics]:
-    """Make ``evaluate(state, batch) -> metrics``: the loss in evaluation mode, without gradients.
-
-    A loss function that takes ``train`` (as those of ``module_loss`` do) is called with False.
-    Metrics are ``loss``, ``weight`` and the loss's ``aux`` divided by the weight.
-    """
-    takes_train = "train" in inspect.signature(loss_fn).parameters
-    options: dict[str, Any] = {"train": False} if takes_train else {}
-
-    def evaluate(state: TrainState, batch: Any) -> Metrics:
-        with torch.no_grad():
-            loss = loss_fn(state.params, state.buffers, batch, state.key.fold_in(_EVAL), **options)
-        metrics = {"loss": loss.value, "weight": torch.as_tensor(loss.weight)}
-        return metrics | {name: extra / loss.weight for name, extra in loss.aux.items()}
-
-    return evaluate
 
 
 def init(

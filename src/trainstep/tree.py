@@ -6,6 +6,7 @@ PyTorch has no public pytree module; this file is the only one that touches ``to
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree
@@ -13,7 +14,7 @@ from torch.utils import _pytree
 PyTree = Any
 
 leaves: Callable[[PyTree], list[Any]] = _pytree.tree_leaves
-flatten: Callable[[PyTree], tuple[list[Any], Any]] = _pytree.tree_flatten
+flatten: Callable[..., tuple[list[Any], Any]] = _pytree.tree_flatten
 unflatten: Callable[[Iterable[Any], Any], PyTree] = _pytree.tree_unflatten
 map: Callable[..., PyTree] = _pytree.tree_map
 
@@ -71,19 +72,27 @@ def clone(tree: PyTree) -> PyTree:
     return map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
+def plain(tree: PyTree) -> PyTree:
+    """Turn mappings that are no pytree nodes (a ``UserDict``, a ``BatchEncoding``) into dicts."""
+    return map(lambda leaf: plain(dict(leaf)) if isinstance(leaf, Mapping) else leaf, tree)
+
+
 def batch_size(batch: PyTree) -> int:
     """Return the length of the leading axis of a batch.
 
     Returns:
-        The leading length of the first tensor with at least one axis; 1 if there is none.
+        The leading length of the first tensor with at least one axis, else of the first such NumPy array; 1
+        if there is none.
     """
     if isinstance(batch, Mapping):  # no full flatten for a dict; others are no pytree nodes
         for value in batch.values():
             if isinstance(value, Tensor) and value.ndim:
                 return value.shape[0]
-    for leaf in leaves(batch):
-        if isinstance(leaf, Tensor) and leaf.ndim:
-            return leaf.shape[0]
+    flat = leaves(plain(batch))
+    for kind in (Tensor, np.ndarray):
+        for leaf in flat:
+            if isinstance(leaf, kind) and leaf.ndim:
+                return int(leaf.shape[0])
     return 1
 
 

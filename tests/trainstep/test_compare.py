@@ -1,7 +1,11 @@
 """Digests and differences: equality of bits, and where it ends."""
 
+import math
+import struct
+from collections import UserDict
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -154,3 +158,87 @@ def test_ulps_count_representable_numbers(dtype: torch.dtype) -> None:
 
 def test_integers_are_that_many_apart() -> None:
     assert ulp_distance(torch.tensor([3, -4]), torch.tensor([5, 4])).tolist() == [2, 8]
+
+
+ARRAY = np.arange(1001, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        np.where(ARRAY == 500, -1, ARRAY),  # in the middle, which repr leaves out
+        ARRAY.astype(np.float64),
+        ARRAY.reshape(7, 143),
+        torch.from_numpy(ARRAY),
+    ],
+)
+def test_numpy_arrays_count_by_dtype_shape_and_bits(other: Any) -> None:
+    assert ts.digest([ARRAY]) == ts.digest([ARRAY.copy()])
+    assert ts.equal([ARRAY], [np.repeat(ARRAY, 2)[::2]]), "strides do not count"
+    assert ts.digest([ARRAY]) != ts.digest([other])
+    assert not ts.equal([ARRAY], [other])
+
+
+def test_differences_of_arrays_are_named() -> None:
+    a = {"x": np.array([[1.0, 0.0], [np.nan, 2.0]]), "d": np.float32(1), "t": np.array(["a", "b"])}
+    b = {"x": np.array([[1.0, -0.0], [np.nan, 3.0]]), "d": np.float64(1), "t": np.array(["a", "c"])}
+    assert {d.path: d.what for d in ts.diff(a, b)} == {
+        "x": "2 of 4 differ, first at (0, 1)",
+        "d": "numpy float32 () != float64 ()",
+        "t": "1 of 2 differ, first at (1,)",
+    }
+    assert ts.diff(a, dict(a)) == []
+    assert ts.equal(np.zeros((0, 3)), np.zeros((0, 3)))
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (0.0, -0.0),
+        (1, 1.0),
+        (1, True),
+        ("1", b"1"),
+        (None, "None"),
+        (complex(0, 0.0), complex(0, -0.0)),
+        (struct.unpack(">d", bytes.fromhex("7ff8000000000001"))[0], math.nan),
+        (complex(math.nan, 0.0), complex(math.nan, -0.0)),
+        (1.0, np.float64(1.0)),
+    ],
+)
+def test_scalars_count_by_type_and_bits(a: Any, b: Any) -> None:
+    assert ts.equal([a, b], [a, b])
+    assert ts.digest([a]) != ts.digest([b])
+    assert not ts.equal([a], [b])
+
+
+@pytest.mark.parametrize(
+    ("tree", "text"),
+    [
+        ({"net": torch.nn.Linear(1, 1)}, r"net is a torch\.nn\.modules\.linear\.Linear, which"),
+        (torch.nn.Linear(1, 1), r"the tree is a torch.*pass dict\(module\.state_dict\(\)\)"),
+        ({"a": [object()]}, r"a/0 is a builtins\.object"),
+        ({"a": {1, 2}}, r"a is a builtins\.set"),
+        (np.array([object()]), "the tree is a NumPy array of object"),
+    ],
+)
+def test_what_has_no_bits_is_refused(tree: Any, text: str) -> None:
+    for use in (ts.digest, lambda t: ts.diff(t, t), lambda t: ts.equal(t, {}), ts.leaf_digests):
+        with pytest.raises(TypeError, match=text):
+            use(tree)
+
+
+def test_mappings_count_as_dicts() -> None:
+    inner = {"x": torch.ones(2), "n": 1}
+    assert ts.digest({"a": UserDict(inner)}) == ts.digest({"a": inner})
+    assert ts.diff(UserDict(inner), inner) == []
+    changed = UserDict({**inner, "x": torch.zeros(2)})
+    assert [d.path for d in ts.diff([UserDict(inner)], [changed])] == ["0/x"]
+
+
+def test_stacks_have_digests_too() -> None:
+    one = state()
+    pair = ts.vmap.stack([one.evolve(extras={"n": 1.0}), one.evolve(extras={"n": -0.0})])
+    other = ts.vmap.stack([one.evolve(extras={"n": 1.0}), one.evolve(extras={"n": 0.0})])
+    assert ts.equal(pair, pair)
+    assert [d.path for d in ts.diff(pair, other)] == ["extras/n"]
+    assert ts.digest(pair) != ts.digest(other)

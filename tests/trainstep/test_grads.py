@@ -194,12 +194,16 @@ def test_an_accumulator_can_be_fed_by_hand() -> None:
     assert torch.equal(by_hand[0].value, at_once[0].value)
 
 
+OUTSIDE = models.build("mlp", torch.float64)  # a module that is not called through ``call``
+
+
 @pytest.mark.parametrize(
     "fn",
     [
         lambda call, data: data["y"].mean(),
         lambda call, data: call(data["x"]).detach().mean(),
         lambda call, data: torch.tensor(call(data["x"]).mean().item()),
+        lambda call, data: OUTSIDE(data["x"]).mean(),
     ],
 )
 def test_a_loss_without_gradient_is_explained(fn: Any) -> None:
@@ -214,3 +218,16 @@ def test_no_microbatches_are_explained() -> None:
     module, params, buffers = setup()
     with pytest.raises(ValueError, match="no micro-batches; the batch is empty"):
         ts.accumulate(ts.module_loss(module, models.mean_loss), params, buffers, [], KEY)
+
+
+@pytest.mark.parametrize("order", ["sequential", "tree"])
+def test_the_module_itself_trains_nothing_and_says_so(order: Any) -> None:
+    module = models.build("mlp")
+    step = ts.make_step(
+        ts.module_loss(module, lambda call, data: module(data["x"]).mean()),
+        ts.optim.sgd(),
+        microbatches=2,
+        order=order,
+    )
+    with pytest.raises(ValueError, match=r"output of call\(\.\.\.\), not of the module itself"):
+        step(step.init(module), models.batch())

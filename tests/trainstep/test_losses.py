@@ -105,3 +105,13 @@ def test_evaluation_mode_draws_nothing_and_keeps_buffers() -> None:
 def test_what_is_no_loss_is_refused(fn, error, text) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(error, match=text):
         run(fn)
+
+
+def test_aux_may_be_numbers() -> None:
+    kept = torch.tensor(2.0)
+    loss = ts.Loss(torch.tensor(6.0), 4, aux={"n": 0.1, "hits": 3, "kept": kept})
+    assert loss.aux["n"].item() == 0.1, "with the bits of the number"
+    assert loss.aux["hits"].dtype is torch.int64
+    assert loss.aux["kept"] is kept
+    with pytest.raises(TypeError, match=r"aux\['name'\] must be a tensor or a number, got str"):
+        ts.Loss(torch.tensor(6.0), aux={"name": "x"})  # type: ignore[dict-item]

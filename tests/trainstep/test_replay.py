@@ -168,3 +168,12 @@ def test_only_common_steps_count_but_there_must_be_one() -> None:
     assert ts.bisect(["a", "b"], ["a", "b", "c"]) is None
     with pytest.raises(ValueError, match="no step in common"):
         ts.bisect({1: "a"}, {2: "a"})
+
+
+@pytest.mark.parametrize(
+    "run", [states(BATCHES[:1]), {0: start()}, (start(), start(), start()), [start()]]
+)
+def test_states_instead_of_digests_are_explained(run: Any) -> None:
+    text = r"entry of step 0 is a TrainState; give states as digests.*\(state, batches, step\)"
+    with pytest.raises(TypeError, match=text):
+        ts.bisect(run, run)

@@ -127,7 +127,9 @@ def test_two_leaves_of_one_path_are_refused() -> None:
 def test_check_like_accepts_the_same_model_and_lists_what_differs() -> None:
     state, other = trained("batch_norm"), trained("mlp")
     check_like(state, trained("batch_norm"))
-    with pytest.raises(ValueError, match="the state does not fit this model") as caught:
+    with pytest.raises(
+        ValueError, match="the state does not fit this model or optimizer:"
+    ) as caught:
         check_like(other, state)
     lines = str(caught.value).splitlines()
     assert "  missing: params/1.weight" in lines
@@ -140,3 +142,11 @@ def test_check_like_accepts_the_same_model_and_lists_what_differs() -> None:
         check_like(state.evolve(params=half), state)
     with pytest.raises(ValueError, match=r"unexpected: params/1\.weight"):
         check_like(state, other)
+
+
+def test_tensors_may_be_non_contiguous() -> None:
+    state = ts.init({"w": torch.ones(2, 3).t()}, ts.optim.sgd())
+    tensors, metadata = to_flat(state)
+    assert tensors["params/w"].stride() == (1, 3)
+    written = {path: tensor.contiguous() for path, tensor in tensors.items()}
+    assert ts.equal(from_flat(written, metadata), state)

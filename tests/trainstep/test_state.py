@@ -82,3 +82,14 @@ def test_a_consumed_state_can_still_be_looked_at() -> None:
     assert repr(state) == "<TrainState consumed at step 3>"
     assert isinstance(state, ts.TrainState)
     assert not hasattr(state, "__array__")
+
+
+def test_it_is_described_in_short() -> None:
+    state = make().evolve(params={"w": torch.ones(50, 40), "b": torch.ones(1).bfloat16()})
+    assert repr(state) == (
+        "TrainState(step=3, params=<2 tensors, 2,001 numbers, bfloat16, float32>, "
+        f"key=Key(bits={ts.rng.key(0).bits}))"
+    )
+    pair = ts.vmap.stack([make(), make()])
+    assert "key=Keys(bits=(" in repr(pair)
+    assert "0 tensors" in repr(tree.map(lambda t: None, make()))

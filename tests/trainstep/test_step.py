@@ -1,9 +1,11 @@
 """The whole step: equal to the plain loop, and to itself however it is split, donated or resumed."""
 
 import json
+from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from torch import Tensor
 import trainstep as ts
 from support import loops, models
 from support.snapshots import untouched
+from trainstep.batches import split_batch
 
 
 def make(name: str = "mlp", dtype: torch.dtype = torch.float32, **options: Any) -> tuple[Any, Any]:
@@ -301,3 +304,112 @@ def test_an_exception_in_the_loss_leaves_everything_as_it_was() -> None:
     state = step.init(module)
     with untouched(module, state), pytest.raises(ArithmeticError, match="late"):
         step(state, models.batch())
+
+
+def test_mappings_arrays_and_lists_are_split_with_the_tensors() -> None:
+    seen: list[Any] = []
+
+    def loss(call: Any, data: dict[str, Any]) -> Tensor:
+        assert type(data) is dict
+        seen.append((len(data["x"]), data["ids"].tolist(), data["texts"], data["size"]))
+        return models.mean_loss(call, data)
+
+    module = models.build("mlp")
+    optimizer = ts.optim.sgd(lr=0.1)
+    step = ts.make_step(ts.module_loss(module, loss), optimizer, microbatches=2)
+    more = {"ids": np.arange(5), "texts": list("abcde"), "size": [4, 4], "rate": np.float32(1)}
+    after, _ = step(step.init(module), UserDict({**models.batch(5), **more}))
+    assert seen == [(3, [0, 1, 2], list("abc"), [4, 4]), (2, [3, 4], list("de"), [4, 4])]
+    plain = ts.make_step(ts.module_loss(module, models.mean_loss), optimizer, microbatches=2)
+    assert ts.equal(after, plain(plain.init(module), models.batch(5))[0])
+
+
+def test_nested_mappings_and_lists_of_tensors_are_containers() -> None:
+    x, y = torch.arange(4), torch.arange(8).reshape(4, 2)
+    batch = UserDict({"pair": [x, y], "in": UserDict({"x": x}), "shape": (4, 4, 4, 4)})
+    parts: Any = split_batch(batch, 2)
+    expected = {"pair": [x[2:], y[2:]], "in": {"x": x[2:]}, "shape": (4, 4, 4, 4)}
+    assert ts.equal(parts[1], expected)
+    with pytest.raises(ValueError, match=r"got x: \(4,\), ids: \(3,\)"):
+        split_batch({"x": x, "ids": np.arange(3)}, 2)
+
+
+def test_micro_batches_of_arrays_weigh_what_they_hold() -> None:
+    module = models.build("mlp", torch.float64)
+
+    def loss(call: Any, data: dict[str, Any]) -> Tensor:
+        return models.mean_loss(call, {n: torch.from_numpy(a) for n, a in data.items()})
+
+    batch = {n: t.numpy() for n, t in models.batch(5, dtype=torch.float64).items()}
+    metrics = [
+        ts.make_step(ts.module_loss(module, loss), ts.optim.sgd(), microbatches=n)(
+            ts.init(module, ts.optim.sgd()), batch
+        )[1]
+        for n in (1, 2)
+    ]
+    assert [m["weight"].item() for m in metrics] == [5, 5]
+    torch.testing.assert_close(metrics[0]["loss"], metrics[1]["loss"], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "lr", "weight", "skipped", "loss_scale"])
+def test_aux_may_not_take_the_name_of_a_metric(name: str) -> None:
+    module = models.build("mlp")
+
+    def loss(call: Any, data: dict[str, Any]) -> ts.Loss:
+        return ts.Loss(call(data["x"]).sum(), 6, aux={name: 1.0, "mine": 3.0})
+
+    step = ts.make_step(ts.module_loss(module, loss), ts.optim.sgd())
+    state, evaluate = step.init(module), ts.make_eval_step(step.loss_fn)
+    with pytest.raises(ValueError, match=f"make_step: the loss's aux has {name}, which make_step"):
+        step(state, models.batch())
+    if name in ("loss", "weight"):
+        with pytest.raises(ValueError, match=f"make_eval_step: the loss's aux has {name}, which"):
+            evaluate(state, models.batch())
+    else:
+        assert evaluate(state, models.batch())["mine"] == 0.5
+
+
+def test_where_the_rate_of_the_metrics_comes_from() -> None:
+    split = ts.optim.partition(lambda n: "a", {"a": ts.optim.sgd(lr=0.1)})
+    inner = ts.optim.scheduled(ts.optim.sgd(), ts.schedules.constant(0.1))
+    for optimizer in (split, inner):
+        step, state = make(optimizer=optimizer)
+        assert "lr" not in step(state, models.batch())[1]
+    step, state = make(optimizer=split, schedule=ts.schedules.constant(0.5))
+    assert step(state, models.batch())[1]["lr"] == 0.5
+    step, state = make(optimizer=ts.optim.scaled(ts.optim.sgd(lr=0.1), 2.0))
+    assert step(state, models.batch())[1]["lr"].item() == 0.1
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"schedule": 0.1}, r"schedule must be .*, got float; .*schedules\.constant\(rate\)"),
+        (
+            {"transforms": (ts.transforms.clip_by_global_norm,)},
+            r"transforms\[0\] must be a Transform, got the function clip_by_global_norm; call it",
+        ),
+        ({"transforms": ts.transforms.clip_by_global_norm}, r"transforms\[0\] .*; call it"),
+        (
+            {"transforms": [ts.transforms.clip_by_value(1.0), ts.optim.ema(ts.optim.sgd())]},
+            r"transforms\[1\] must be a Transform, got the optimizer ema\(sgd\); give it as",
+        ),
+        ({"transforms": (1.0,)}, r"transforms\[0\] must be a Transform, got float; see"),
+        ({"optimizer": ts.optim.adamw}, "optimizer must be .*, got the function adamw; call it"),
+        (
+            {"optimizer": torch.optim.SGD([torch.ones(1)], lr=0.1)},
+            r"optimizer must be .*, got SGD; of a torch\.optim class, .* with trainstep\.optim\.from_t",
+        ),
+    ],
+)
+def test_parts_of_another_kind_are_explained(options: dict[str, Any], text: str) -> None:
+    module = models.build("mlp")
+    given = {"optimizer": ts.optim.sgd(), **options}
+    with pytest.raises(TypeError, match=f"make_step: {text}"):
+        ts.make_step(ts.module_loss(module, models.mean_loss), **given)
+
+
+def test_a_single_transform_needs_no_tuple() -> None:
+    clip = ts.transforms.clip_by_global_norm(1e-3)
+    (one, state), (other, _) = make(transforms=clip), make(transforms=(clip,))
+    assert ts.equal(one(state, models.batch()), other(state, models.batch()))

@@ -619,3 +619,39 @@ def test_only_steps_make_ensembles_and_only_stacks_are_taken() -> None:
     step, states = make("mlp")
     with pytest.raises(TypeError, match="ensemble: expected a stacked state"):
         vmap.ensemble(step)(states[0], data()[0])
+
+
+def test_the_module_itself_trains_no_member_and_says_so() -> None:
+    module = models.build("mlp")
+    loss = ts.module_loss(module, lambda call, batch: module(batch["x"]).mean())
+    step = ts.make_step(loss, optim.sgd())
+    pair = vmap.stack([step.init(module), step.init(module, seed=1)])
+    with pytest.raises(
+        ValueError, match=r"ensemble: the loss does not depend .* the module itself"
+    ):
+        vmap.ensemble(step)(pair, models.batch())
+
+
+def test_a_list_of_states_is_no_stack() -> None:
+    module = models.build("mlp")
+    step = ts.make_step(ts.module_loss(module, models.mean_loss), optim.sgd())
+    text = r"ensemble: expected a stacked state, got a list; .*trainstep\.vmap\.stack\(states\)"
+    with pytest.raises(TypeError, match=text):
+        vmap.ensemble(step)([step.init(module), step.init(module)], models.batch())
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_numbers_as_aux_and_names_that_are_taken(exact: bool) -> None:
+    module = models.build("mlp")
+
+    def loss(name: str) -> Any:
+        return ts.module_loss(
+            module, lambda call, b: ts.Loss(call(b["x"]).sum(), len(b["x"]), aux={name: 3.0})
+        )
+
+    step = ts.make_step(loss("n"), optim.sgd())
+    pair = vmap.stack([step.init(module), step.init(module, seed=1)])
+    _, metrics = vmap.ensemble(step, exact=exact)(pair, models.batch())
+    assert metrics["n"].tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError, match="aux has lr"):
+        vmap.ensemble(ts.make_step(loss("lr"), optim.sgd()), exact=exact)(pair, models.batch())

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from trainstep.optim.base import Optimizer
-from trainstep.optim.labels import Labels, Where, labeller, selector
+from trainstep.optim.labels import Labels, Where, check_used, labeller, selector, within
 from trainstep.types import Grads, Hyper, OptState, Params
 
 
@@ -24,12 +24,14 @@ def partition(labels: Labels, optimizers: Mapping[str, Optimizer]) -> Optimizer:
         one group and wins. What is not given stays what each optimizer was built with.
 
     Raises:
-        ValueError: from ``init``, for a parameter that has no label or whose label has no optimizer.
+        ValueError: from ``init``, for a parameter that has no label or whose label has no optimizer, and
+            for a full name that no parameter has. A label may have no parameters.
     """
     label_of = _checked(labeller("partition", labels), optimizers)
 
     def init(params: Params) -> OptState:
         groups = split(params, params, label_of, optimizers)
+        check_used("partition", labels, params)
         return {
             label: init_subset(optimizers[label], params, names) for label, names in groups.items()
         }
@@ -55,10 +57,14 @@ def masked(optimizer: Optimizer, where: Where) -> Optimizer:
         optimizer: for the selected parameters; its hyperparameters are those of the result.
         where: a function of a parameter's name (or of its name and the tensor), a regular expression, a
             collection of full names, or a mapping to bools as ``partition`` takes to labels.
+
+    Raises:
+        ValueError: from ``init``, for a name or pattern that no parameter matches.
     """
     selected = selector("masked", where)
 
     def init(params: Params) -> OptState:
+        check_used("masked", where, params)
         return init_subset(optimizer, params, [n for n, p in params.items() if selected(n, p)])
 
     def kernel(params: Params, grads: Grads, state: OptState, hyper: Hyper) -> None:
@@ -99,7 +105,10 @@ def split(
 
 def init_subset(optimizer: Optimizer, params: Params, names: list[str]) -> OptState:
     """Return the optimizer's state for some parameters; empty for none, which some classes refuse."""
-    return optimizer.init({n: params[n] for n in names}) if names else {}
+    if not names:
+        return {}
+    with within(params):
+        return optimizer.init({n: params[n] for n in names})
 
 
 def update_subset(

@@ -53,7 +53,8 @@ class Optimizer:
             donate: update the given tensors in place and return them. The bits are the same.
 
         Raises:
-            ValueError: if ``grads`` or ``hyper`` has a name that is not known.
+            ValueError: if ``grads`` or ``hyper`` has a name that is not known, or if the optimizer fails on
+                an ``opt_state`` that is not like the one that ``init`` makes.
         """
         if hyper and not self.accepts >= hyper.keys():
             raise ValueError(_unknown(self.name, "hyperparameter", hyper, self.accepts))
@@ -62,8 +63,17 @@ class Optimizer:
             raise ValueError(_unknown(self.name, "gradient", grads, params))
         if not donate:
             params, opt_state = tree.clone(params), tree.clone(opt_state)
-        with torch.no_grad():
-            self.kernel(params, grads, opt_state, merged)
+        try:
+            with torch.no_grad():
+                self.kernel(params, grads, opt_state, merged)
+        except (KeyError, TypeError, AttributeError, IndexError) as error:
+            problem = _misfit(opt_state, self.init(params))
+            if problem is None:
+                raise
+            raise ValueError(
+                f"optim.{self.name}: opt_state was made for another optimizer or other parameters: "
+                f"{problem}. Start with {self.name}'s own init(params)."
+            ) from error
         return params, opt_state
 
 
@@ -101,12 +111,33 @@ def pick(tensors: Mapping[str, Tensor], names: list[str]) -> list[Tensor]:
 
 
 def check_range(name: str, what: str, value: float, low: float, high: float | None = None) -> None:
-    """Raise ValueError unless ``low <= value`` (and ``value < high``)."""
+    """Raise ValueError unless ``low <= value`` (and ``value < high``), TypeError for a schedule."""
     if isinstance(value, Tensor):  # reading it would sync the device
         return
+    if callable(value):
+        raise TypeError(
+            f"optim.{name}: {what} must be a number, got a function. Give a schedule to the step, "
+            "make_step(..., schedule=schedule), or to this optimizer alone, "
+            f"optim.scheduled(optim.{name}(), schedule)."
+        )
     if not low <= value or (high is not None and not value < high):
         bound = f"at least {low}" if high is None else f"in [{low}, {high})"
         raise ValueError(f"optim.{name}: {what} must be {bound}, got {value}")
+
+
+def _misfit(given: Any, own: Any, path: str = "opt_state") -> str | None:
+    """Say where a state's records have other names than they should; None if nowhere."""
+    if not isinstance(own, dict) or (isinstance(given, dict) and "groups" in given.keys() & own):
+        return None  # a wrapped class decides itself what it keeps, and when; see from_torch
+    if not isinstance(given, dict):
+        return f"{path} is a {type(given).__name__}"
+    missing, extra = [n for n in own if n not in given], [n for n in given if n not in own]
+    if missing or extra:
+        lacks = f"lacks {', '.join(map(str, missing[:4]))}" if missing else ""
+        has = f"has unexpected {', '.join(map(str, extra[:4]))}" if extra else ""
+        return f"{path} {' and '.join(filter(None, (lacks, has)))}"
+    found = (_misfit(given[name], own[name], f"{path}/{name}") for name in own)
+    return next(filter(None, found), None)
 
 
 def _unknown(name: str, what: str, given: Any, known: Any) -> str:

@@ -2,7 +2,9 @@
 
 import inspect
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor
@@ -14,6 +16,10 @@ matches); or a nested dict along the dots of the names, in which a label holds f
 
 Where = Callable[[str], bool] | Callable[[str, Tensor], bool] | Mapping[str, Any] | Collection[str]
 """Parameter -> whether: what ``Labels`` can be, with bools; or a regular expression; or a set of names."""
+
+
+_whole: ContextVar[tuple[str, ...]] = ContextVar("whole", default=())
+# The names of the outermost optimizer's parameters, while those of its groups are initialised.
 
 
 def labeller(where: str, labels: Labels) -> Callable[[str, Tensor], Any]:
@@ -43,6 +49,60 @@ def selector(where: str, selected: Where) -> Callable[[str, Tensor], bool]:
         return lambda name, param: name in names
     label_of = labeller(where, selected)
     return lambda name, param: bool(label_of(name, param))
+
+
+@contextmanager
+def within(params: Mapping[str, Tensor]) -> Iterator[None]:
+    """Initialise optimizers of groups of ``params`` inside: their patterns may be for other groups."""
+    token = _whole.set(_whole.get() or tuple(params))
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
+def check_used(where: str, chosen: Labels | Where, params: Mapping[str, Tensor]) -> None:
+    """Check that what ``chosen`` spells out is for some parameter: names, branches of a tree, a pattern.
+
+    Patterns among others in a mapping may match nothing, since such rules are kept for several models,
+    unless they read like a name: words joined by dots. Functions may select nothing.
+
+    Raises:
+        ValueError: naming what matches nothing, such as misspelt names, and some parameters.
+    """
+    names = _whole.get() or tuple(params)
+    unused = [key for key, matches in _entries(chosen) if not any(map(matches, names))]
+    if unused:
+        more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+        raise ValueError(
+            f"optim.{where}: no parameter matches {', '.join(map(repr, unused[:8]))}; parameters: "
+            f"{', '.join(names[:8])}{more}"
+        )
+
+
+def _entries(chosen: Any) -> Iterator[tuple[str, Callable[[str], Any]]]:
+    """Yield what was written down, and for each a predicate of names."""
+    if isinstance(chosen, str):
+        yield chosen, re.compile(chosen).search
+    elif isinstance(chosen, Mapping):
+        nested = any(isinstance(value, Mapping) for value in chosen.values())
+        yield from _branches(chosen, "") if nested else _named(chosen)
+    elif isinstance(chosen, Collection):
+        yield from ((name, name.__eq__) for name in chosen)
+
+
+def _named(keys: Mapping[str, Any]) -> Iterator[tuple[str, Callable[[str], Any]]]:
+    for key in keys:
+        if re.fullmatch(r"[\w-]+(\.[\w-]+)+", key):
+            yield key, re.compile(key).search
+
+
+def _branches(node: Any, prefix: str) -> Iterator[tuple[str, Callable[[str], Any]]]:
+    for key, value in node.items():
+        path = prefix + key
+        yield path, re.compile(rf"{re.escape(path)}(\.|$)").match
+        if isinstance(value, Mapping):
+            yield from _branches(value, f"{path}.")
 
 
 def _required_arguments(function: Callable[..., Any]) -> int:

@@ -108,3 +108,13 @@ def test_labels_may_depend_on_shapes_and_one_optimizer_serves_several_models() -
     second: dict[str, Tensor] = {"w": torch.ones(2)}
     assert set(optimizer.init(first)["matrix"]["exp_avg"]) == {"w"}
     assert optimizer.init(second)["matrix"] == {}
+
+
+def test_misspelt_names_are_refused_at_init() -> None:
+    params = make_params()
+    with pytest.raises(
+        ValueError, match=r"masked: no parameter matches 'a\.wieght'; parameters: e"
+    ):
+        optim.masked(optim.adamw(), ["a.wieght"]).init(params)
+    with pytest.raises(ValueError, match=r"partition: no parameter matches 'a\.wieght'"):
+        optim.partition({"a.wieght": "matrix", ".*": "rest"}, DECAYS).init(params)

@@ -105,3 +105,47 @@ def test_an_unknown_name_is_an_error_that_lists_the_known(name: str) -> None:
     optimizer, params = OPTIMIZERS[name](), make_params()
     with pytest.raises(ValueError, match=r"unknown hyperparameter eta; known: "):
         optimizer.apply(params, make_grads(params, 0), optimizer.init(params), {"eta": 1.0})
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "muon", "lamb", "schedule_free_adamw"])
+def test_a_schedule_is_no_rate(name: str) -> None:
+    make = getattr(ts.optim, name)
+    text = rf"optim\.{name}: lr must be a number, got a function\. .*make_step\(\.\.\., schedule="
+    with pytest.raises(TypeError, match=text):
+        make(ts.schedules.constant(0.1))
+
+
+@pytest.mark.parametrize(
+    ("other", "mine", "text"),
+    [
+        (ts.optim.sgd(), ts.optim.adamw(), "opt_state lacks step, exp_avg, exp_avg_sq"),
+        (
+            ts.optim.from_torch(torch.optim.Adam),
+            ts.optim.adamw(),
+            "has unexpected live, state, groups",
+        ),
+        (ts.optim.adamw(), ts.optim.from_torch(torch.optim.Adam), "lacks live, state, groups"),
+        (
+            ts.optim.partition(lambda n: "a", {"a": ts.optim.sgd(momentum=0.9)}),
+            ts.optim.partition(lambda n: "a", {"a": ts.optim.adamw()}),
+            "opt_state/a lacks step",
+        ),
+        (ts.optim.ema(ts.optim.adamw()), ts.optim.adamw(), "has unexpected ema, optimizer"),
+    ],
+)
+def test_the_state_of_another_optimizer_is_explained(
+    other: ts.Optimizer, mine: ts.Optimizer, text: str
+) -> None:
+    params = {"w": torch.ones(2)}
+    with pytest.raises(ValueError, match=f"made for another optimizer or .*{text}"):
+        mine.apply(params, {"w": torch.ones(2)}, other.init(params))
+
+
+def test_an_error_of_the_optimizer_itself_stays() -> None:
+    def kernel(params: Any, grads: Any, state: Any, hyper: Any) -> None:
+        raise KeyError("mine")
+
+    broken = ts.Optimizer("broken", lambda params: {"m": params}, kernel)
+    params = {"w": torch.ones(2)}
+    with pytest.raises(KeyError, match="mine"):
+        broken.apply(params, params, {"m": params})

@@ -1,0 +1,49 @@
+"""Checks of what a step is composed of, with words on what was probably meant."""
+
+from typing import Any
+
+from trainstep.optim.base import Optimizer
+from trainstep.transforms import Transform
+
+
+def check_parts(optimizer: Any, schedule: Any, transforms: tuple[Any, ...]) -> None:
+    """Check the kinds of the parts that ``make_step`` was given.
+
+    Raises:
+        TypeError: naming the first that is not of its kind.
+    """
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"make_step: optimizer must be one of trainstep.optim, got {_kind(optimizer)}; "
+            f"{_optimizer_hint(optimizer)}"
+        )
+    if schedule is not None and not callable(schedule):
+        raise TypeError(
+            f"make_step: schedule must be a function of the step, got {_kind(schedule)}; for a constant "
+            "rate use trainstep.schedules.constant(rate), or give lr=rate to the optimizer"
+        )
+    for place, transform in enumerate(transforms):
+        if isinstance(transform, Transform):
+            continue
+        if isinstance(transform, Optimizer):
+            hint = "give it as make_step's optimizer; several make one with trainstep.optim.chain"
+        elif callable(transform):
+            hint = "call it with its arguments, as clip_by_global_norm(1.0), to make the transform"
+        else:
+            hint = "see trainstep.transforms"
+        raise TypeError(
+            f"make_step: transforms[{place}] must be a Transform, got {_kind(transform)}; {hint}"
+        )
+
+
+def _optimizer_hint(optimizer: Any) -> str:
+    if callable(optimizer):
+        return "call it with its arguments, as trainstep.optim.adamw(lr=1e-3), to make one"
+    return "of a torch.optim class, make one with trainstep.optim.from_torch(cls, **options)"
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Optimizer):
+        return f"the optimizer {value.name}"
+    name = getattr(value, "__name__", None)
+    return f"the function {name}" if name and callable(value) else f"{type(value).__name__}"
