@@ -112,6 +112,8 @@ def events(run: Run) -> Iterator[Event]:
     training was stopped in the middle of this one: a checkpoint made then resumes where it should.
     """
     yield Event.TRAIN_BEGIN
+    if run.control.should_training_stop:
+        return
     while run.epoch < run.plan.num_train_epochs and (run.in_epoch or not run.finished):
         first = run.batch
         run.in_epoch = True

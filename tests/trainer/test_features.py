@@ -9,7 +9,7 @@ import torch
 
 import trainstep as ts
 from support.shell import make_args, make_trainer
-from trainer import Trainer
+from trainer import EarlyStoppingCallback, Trainer
 
 transformers = pytest.importorskip("transformers")
 
@@ -207,3 +207,24 @@ def test_batches_that_do_not_fit_shrink_and_training_starts_anew(
     again = build(tmp_path / "a", Small, 8)
     again.train(resume_from_checkpoint=True)
     assert again.state.train_batch_size == 6
+
+
+def test_a_run_that_early_stopping_ended_stays_ended_when_it_is_resumed(tmp_path: Path) -> None:
+    def build() -> Any:
+        return make_trainer(
+            tmp_path,
+            num_train_epochs=9,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            load_best_model_at_end=True,
+            metric_for_best_model="score",
+            greater_is_better=True,
+            restore_callback_states_from_checkpoint=True,
+            callbacks=[EarlyStoppingCallback(2)],
+            more={"compute_metrics": lambda prediction: {"score": 1.0}},
+        )
+
+    first, again = build(), build()
+    stopped = first.train().global_step
+    assert again.train(resume_from_checkpoint=True).global_step == stopped == 15
+    assert ts.digest(again.train_state.opt_state) == ts.digest(first.train_state.opt_state)

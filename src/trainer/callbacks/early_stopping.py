@@ -56,6 +56,13 @@ class EarlyStoppingCallback(TrainerCallback, ExportableState):
                 "EarlyStoppingCallback is used without load_best_model_at_end=True: training ends "
                 "with the last weights, not with the best ones."
             )
+        # Resumed where it had stopped: without this another epoch would be trained.
+        if state.global_step > 0 and self._exhausted:
+            control.should_training_stop = True
+
+    @property
+    def _exhausted(self) -> bool:
+        return self.early_stopping_patience_counter >= self.early_stopping_patience
 
     def on_evaluate(
         self,
@@ -81,7 +88,7 @@ class EarlyStoppingCallback(TrainerCallback, ExportableState):
                 )
             return
         self.check_metric_value(args, state, control, value)
-        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+        if self._exhausted:
             control.should_training_stop = True
 
     def check_metric_value(
