@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +53,7 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
     """Put a run where ``found`` was written."""
     logger.info("Resuming from %s", found.path)
     _report_changes(trainer.args, found)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / TRAINER_STATE_NAME
-        path.write_text(found.trainer_state)
-        state = TrainerState.load_from_json(path)
+    state = TrainerState.from_json(found.trainer_state, str(found.path / TRAINER_STATE_NAME))
     state.train_batch_size = trainer._train_batch_size
     state.compute_steps(trainer.args, run.plan.max_steps)
     state.init_training_references(trainer, run.plan.max_steps, run.plan.num_train_epochs, None)
@@ -116,7 +112,7 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
         ),
         state=None if only_model else run.state,
         position=position,
-        trainer_state=trainer_state_json(state),
+        trainer_state=state.to_json(),
         arguments=args.to_sanitized_dict(),
         host_rng={} if only_model else {0: host_rng.capture()},
         model_tensors=trainer._model_tensors() if writer else None,
@@ -155,14 +151,6 @@ def finish(writer: checkpoint.BackgroundWriter) -> None:
         writer.wait()
     except checkpoint.CheckpointError as error:
         logger.error("A checkpoint was not saved: %s", error)
-
-
-def trainer_state_json(state: TrainerState) -> str:
-    """Return a ``TrainerState`` as the text of its file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / TRAINER_STATE_NAME
-        state.save_to_json(path)
-        return path.read_text()
 
 
 def load_best(trainer: Any) -> None:

@@ -88,8 +88,12 @@ class TrainerState:
 
         The file is complete or not there: it is written beside `json_path` and moved over it.
         """
+        _write_atomically(json_path, self.to_json())
+
+    def to_json(self) -> str:
+        """Return the text that `save_to_json` writes."""
         values = {f.name: to_jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        _write_atomically(json_path, json.dumps(values, indent=2, sort_keys=True) + "\n")
+        return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     @classmethod
     def load_from_json(cls, json_path: StrPath) -> Self:
@@ -101,24 +105,26 @@ class TrainerState:
             ValueError: The file does not hold a JSON object.
         """
         with open(json_path, encoding="utf-8") as file:
-            text = file.read()
+            return cls.from_json(file.read(), os.fspath(json_path))
+
+    @classmethod
+    def from_json(cls, text: str, source: str = TRAINER_STATE_NAME) -> Self:
+        """Read a state from text, as `load_from_json` does; ``source`` names it in messages."""
         try:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"{os.fspath(json_path)} is not valid JSON ({error}); it may have been cut off "
+                f"{source} is not valid JSON ({error}); it may have been cut off "
                 "while it was written. Use another checkpoint."
             ) from error
         if not isinstance(values, dict):
-            raise ValueError(
-                f"{os.fspath(json_path)} must hold a JSON object, got {type(values).__name__}"
-            )
+            raise ValueError(f"{source} must hold a JSON object, got {type(values).__name__}")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(values.keys() - known)
         if unknown:
             logger.warning(
                 "%s has keys that %s does not know: %s. They are ignored.",
-                os.fspath(json_path),
+                source,
                 cls.__name__,
                 ", ".join(unknown),
             )

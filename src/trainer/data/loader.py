@@ -23,7 +23,7 @@ from trainer.data.collators import (
 )
 from trainer.data.columns import FilteringCollator
 from trainer.data.lengths import sample_lengths
-from trainer.data.order import LengthGrouped, Order, Permutation, Sequential
+from trainer.data.order import Order, for_strategy
 from trainer.data.sampler import GlobalBatchSampler
 from trainer.data.seeding import SeededCollator, SeededDataset, WorkerInit, has_transform, mix
 from trainer.plan import length_of
@@ -41,16 +41,14 @@ def train_order(args: Any, dataset: Any, batch_size: int, processing_class: Any 
     """
     seed = args.seed if args.data_seed is None else args.data_seed
     strategy = str(getattr(args.train_sampling_strategy, "value", args.train_sampling_strategy))
-    if strategy == "sequential":
-        return Sequential(len(dataset))
+    lengths = None
     if strategy == "group_by_length":
         names = getattr(processing_class, "model_input_names", None) or ["input_ids"]
         lengths = sample_lengths(
             dataset, length_column=args.length_column_name, input_name=names[0]
         )
-        window = batch_size * args.gradient_accumulation_steps
-        return LengthGrouped(lengths, window, seed)
-    return Permutation(len(dataset), seed)
+    window = batch_size * args.gradient_accumulation_steps
+    return for_strategy(strategy, len(dataset), seed=seed, lengths=lengths, batch_size=window)
 
 
 def make_loader(
