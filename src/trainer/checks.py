@@ -5,7 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from trainer import modeling
 from trainer.data.loader import is_iterable
+from trainer.facade.losses import LossMixin
 
 
 def takes(function: Callable[..., Any], name: str) -> bool:
@@ -40,6 +44,40 @@ def check_batch_metrics(compute_metrics: Callable[..., Any]) -> None:
             "batch_eval_metrics=True calls compute_metrics after every batch, with "
             "compute_result=True on the last one; give it a parameter compute_result. It takes "
             f"{', '.join(parameters)}"
+        )
+
+
+def check_trainable(trainer: Any, *, required: bool) -> None:
+    """Raise ValueError if the model cannot give a loss: a library's bare encoder without a head.
+
+    Args:
+        trainer: the trainer; a loss of its own makes any model trainable.
+        required: whether there is something to train on.
+    """
+    model: Any = modeling.unwrap(trainer.model)
+    own_loss = trainer.compute_loss_func is not None or any(
+        getattr(type(trainer), name) is not getattr(LossMixin, name)
+        for name in ("compute_loss", "training_step")
+    )
+    headless = getattr(model, "base_model", None) is model
+    if own_loss or not required or not headless:
+        return
+    names = modeling.forward_names(model)
+    if not any("label" in name for name in names) and not modeling.can_return_loss(model):
+        raise ValueError(
+            f"{type(model).__name__} computes hidden states and no loss, so it cannot be trained as it "
+            "is. Pick a class with a head, such as AutoModelForSequenceClassification, or pass "
+            "compute_loss_func."
+        )
+
+
+def check_master_weights(args: Any, model: Any) -> None:
+    """Raise ValueError if a loss scale is asked for with weights that would be float16 themselves."""
+    halves = {p.dtype for p in model.parameters() if p.requires_grad} & {torch.float16}
+    if args.fp16 and halves:
+        raise ValueError(
+            "fp16=True keeps float32 weights and computes in float16, but the model's are float16. Load "
+            "it in float32 (dtype=torch.float32), or train it as it is with bf16 weights and no fp16."
         )
 
 

@@ -35,8 +35,8 @@ class LocalEngine:
         trainer.current_gradient_accumulation_steps = window
         try:
             if self._takes_items:
-                return trainer.training_step(trainer.model, batch, items)
-            return trainer.training_step(trainer.model, batch)
+                return trainer.training_step(trainer.model_wrapped, batch, items)
+            return trainer.training_step(trainer.model_wrapped, batch)
         except Exception as error:
             error.add_note(
                 f"while training on the batch {describe(batch)} at step {trainer.state.global_step}"

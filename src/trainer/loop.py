@@ -6,7 +6,6 @@ iterates over it reacts to each event before the loop goes on, and steers it thr
 
 from collections.abc import Callable, Generator, Iterable, Iterator
 from enum import Enum
-from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -64,7 +63,8 @@ class Run:
         state: the state after the last update.
         engine: makes gradients.
         batches: ``batches(epoch, skip)`` iterates over an epoch's micro-batches from number ``skip``.
-        count_items: sums up what the loss is divided by over a window; None where nothing counts.
+        take: ``take(batches)`` returns the micro-batches of the next update, none at the end, and what
+            their loss is divided by; None where nothing counts.
         control: stop flags.
         accumulation: micro-batches to an update.
         epoch: epoch in progress, from 0.
@@ -81,7 +81,7 @@ class Run:
     state: ts.TrainState
     engine: Engine
     batches: Callable[[int, int], Iterable[Any]]
-    count_items: Callable[[list[Any]], Any]
+    take: Callable[[Iterator[Any]], tuple[list[Any], Any]]
     control: Control
     accumulation: int
     epoch: int = 0
@@ -137,9 +137,9 @@ def _epoch(run: Run) -> Generator[Event, None, bool]:
     batches = iter(run.batches(run.epoch, run.batch))
     # A window is fetched whole, on the host, because its last micro-batch and the number of items
     # must be known first; only one micro-batch at a time goes to the device.
-    while window := list(islice(batches, run.accumulation)):
+    while (taken := run.take(batches))[0]:
         yield Event.STEP_BEGIN
-        yield from _update(run, window)
+        yield from _update(run, *taken)
         yield Event.STEP_END
         if run.control.should_epoch_stop:
             return True
@@ -148,8 +148,7 @@ def _epoch(run: Run) -> Generator[Event, None, bool]:
     return True
 
 
-def _update(run: Run, window: list[Any]) -> Iterator[Event]:
-    items = run.count_items(window)
+def _update(run: Run, window: list[Any], items: Any) -> Iterator[Event]:
     key = run.step.loss_key(run.state)
     before = ts.tree.clone(run.engine.buffers()) if run.step.skips else {}
     total: Any = None
@@ -161,7 +160,10 @@ def _update(run: Run, window: list[Any]) -> Iterator[Event]:
             yield Event.SUBSTEP_END
     yield Event.PRE_OPTIMIZER_STEP
     loss = ts.Loss(total, 1, _set_apart(run, before))  # the engine has divided already
-    run.state, run.metrics = run.step.update(run.state, loss, run.engine.collect())
+    grads = run.engine.collect()
+    if (scale := run.step.loss_scale(run.state)) is not None:
+        ts.unscale_(grads.values(), scale)
+    run.state, run.metrics = run.step.update(run.state, loss, grads)
     if before:  # a refused update takes the module's buffers back as well
         for name, tensor in run.engine.buffers().items():
             tensor.copy_(run.state.buffers[name])

@@ -29,6 +29,28 @@ class Plan:
     num_train_samples: float
     total_batch_size: int
 
+    @classmethod
+    def from_values(
+        cls,
+        num_train_epochs: int,
+        updates_per_epoch: int,
+        num_examples: int,
+        num_train_samples: float,
+        total_batch_size: int,
+        batches_per_epoch: int | None,
+        max_steps: int,
+    ) -> "Plan":
+        """Make a plan from what ``Trainer.set_initial_training_values`` returns, in its order."""
+        return cls(
+            num_train_epochs,
+            max_steps,
+            updates_per_epoch,
+            batches_per_epoch,
+            num_examples,
+            num_train_samples,
+            total_batch_size,
+        )
+
     def epoch_fraction(self, batches: int, accumulation: int) -> float:
         """Return which part of an epoch ``batches`` micro-batches are."""
         return batches / (self.batches_per_epoch or self.max_steps * accumulation)

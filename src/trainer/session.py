@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import trainstep as ts
-from trainer import saving
+from trainer import digest_log, saving
 from trainer.callbacks import TrainerState
 from trainer.checkpoint import CheckpointError, Loaded
+from trainer.checks import takes
 from trainer.data.loader import batches_from
 from trainer.engine import LocalEngine
 from trainer.loop import Event, Run, events
@@ -18,7 +19,7 @@ from trainer.metrics import speed_metrics
 from trainer.optimization import make_transforms
 from trainer.optimizers import Rates
 from trainer.outputs import TrainOutput
-from trainer.plan import Plan, make_plan
+from trainer.plan import Plan
 from trainer.preparation import counted
 
 logger = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 def train(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) -> TrainOutput:
     """Run one training; see ``Trainer.train``."""
     loader = trainer.get_train_dataloader()
-    plan = make_plan(trainer.args, loader, trainer.get_total_train_batch_size(trainer.args))
+    plan = Plan.from_values(*trainer.set_initial_training_values(trainer.args, loader))
     run = _set_up(trainer, plan, loader)
     trainer.current_flos = 0.0
     memory = trainer._memory.start("train")
@@ -37,6 +38,7 @@ def train(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) -> 
         saving.restore(trainer, run, meter, found)
     trainer._tokens_before = trainer._tokens.total = trainer.state.num_input_tokens_seen
     first_step = run.state.step
+    trainer._digests = digest_log.begin(trainer, resumed=found is not None)
     _announce(trainer, plan, run)
     meter.started = time.time()
     for event in events(run):
@@ -61,11 +63,14 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
         schedule=rates.at,
         transforms=make_transforms(args),
         on_nonfinite=args.on_nonfinite,
+        loss_scale=ts.DynamicScale() if args.fp16 else None,
     )
     state = trainer._fresh_state(step)
     state = state.evolve(opt_state=trainer._adopted.attach(state.opt_state))
     trainer._rates = rates
     trainer._writer = trainer._make_writer()
+    trainer.model_wrapped = trainer._wrap_model(trainer.model)
+    accumulation = args.gradient_accumulation_steps
     handler = trainer.callback_handler
     handler.model, handler.train_dataloader = trainer.model, loader
     handler.optimizer, handler.lr_scheduler = trainer.optimizer, trainer.lr_scheduler
@@ -75,9 +80,9 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
         state=state,
         engine=LocalEngine(trainer, state),
         batches=lambda epoch, skip: counted(trainer, batches_from(loader, epoch, skip)),
-        count_items=trainer.count_items,
+        take=lambda batches: trainer.get_batch_samples(batches, accumulation, args.device),
         control=trainer.control,
-        accumulation=args.gradient_accumulation_steps,
+        accumulation=accumulation,
     )
 
 
@@ -127,6 +132,8 @@ def _react(
         trainer._evaluate(None, ignore_keys, skip_scheduler=True)
     if event is Event.OPTIMIZER_STEP:
         trainer._rates.advance(run.state.step)
+    if event is Event.STEP_END and trainer._digests is not None:
+        trainer._digests.add(trainer)  # before the save, so that a checkpoint's line is there
     if event in (Event.STEP_END, Event.EPOCH_END):
         log_evaluate_save(trainer, run, meter, ignore_keys)
         run.control = trainer.control
@@ -138,7 +145,11 @@ def log_evaluate_save(
     """Do what the control's switches ask for, in this order."""
     if trainer.control.should_log and meter.pending:
         trainer.store_flos()
-        trainer.log({"loss": meter.read(run.state.step), **meter.latest}, meter.started)
+        logs = {"loss": meter.read(run.state.step), **meter.latest}
+        if takes(trainer.log, "start_time"):
+            trainer.log(logs, meter.started)
+        else:  # an override written log(self, logs)
+            trainer.log(logs)
     if trainer.control.should_evaluate:
         metrics = trainer._evaluate(None, ignore_keys)
         trainer._rates.take_metric(trainer.args, metrics)

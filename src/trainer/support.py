@@ -10,7 +10,6 @@ logger = logging.getLogger(__name__)
 
 # Fields with the only values that have the effect they should.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "fp16": (False,),
     "fp16_full_eval": (False,),
     "bf16_full_eval": (False,),
     "torch_compile": (False,),
@@ -22,7 +21,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "parallelism_config": (None,),
     "exact_reduction": (False,),
     "checkpoint_format": ("safe",),
-    "log_digest_steps": (0,),
     "optim_target_modules": (None,),
 }
 
@@ -52,16 +50,10 @@ _UNUSED_HOOKS = (
     "_get_train_sampler",
     "_inner_training_loop",
     "_maybe_log_save_evaluate",
-    "_prepare_input",
-    "_wrap_model",
-    "autocast_smart_context_manager",
-    "create_accelerator_and_postprocess",
     "create_model_card",
-    "get_batch_samples",
     "hyperparameter_search",
     "init_hf_repo",
     "push_to_hub",
-    "set_initial_training_values",
 )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import trainstep as ts
-from trainer import modeling, saving, session
+from trainer import replaying, saving, session
 from trainer.arguments import TrainingArguments
 from trainer.batch_size import find_executable_batch_size, remember
 from trainer.callbacks import (
@@ -23,15 +23,19 @@ from trainer.checkpoint import BackgroundWriter, CheckpointError, Loaded
 from trainer.checks import (
     check_arguments,
     check_batch_metrics,
+    check_master_weights,
     check_optimizers,
+    check_trainable,
     prepare_folder,
     takes,
 )
 from trainer.determinism import enable_full_determinism, set_seed
+from trainer.facade.accelerator import AcceleratorMixin
 from trainer.facade.callbacks import CallbackMixin
 from trainer.facade.data import DataMixin
 from trainer.facade.evaluation import EvaluationMixin
 from trainer.facade.losses import LossMixin
+from trainer.facade.model import ModelMixin
 from trainer.facade.optimizers import OptimizerMixin
 from trainer.facade.output import OutputMixin
 from trainer.memory import MemoryTracker
@@ -45,7 +49,16 @@ from trainer.smoothing import LabelSmoother
 from trainer.support import own_arguments, refuse_unsupported, refuse_unused_hooks
 
 
-class Trainer(LossMixin, OptimizerMixin, DataMixin, EvaluationMixin, OutputMixin, CallbackMixin):
+class Trainer(
+    ModelMixin,
+    AcceleratorMixin,
+    LossMixin,
+    OptimizerMixin,
+    DataMixin,
+    EvaluationMixin,
+    OutputMixin,
+    CallbackMixin,
+):
     """Trains and evaluates a PyTorch model; the names are those of the Hugging Face Trainer.
 
     Args:
@@ -94,6 +107,7 @@ class Trainer(LossMixin, OptimizerMixin, DataMixin, EvaluationMixin, OutputMixin
     ) -> None:
         args = TrainingArguments(output_dir="tmp_trainer") if args is None else args
         self.args = own_arguments(args)
+        replaying.redirect(self.args)
         check_arguments(self.args, model, model_init, data_collator, train_dataset, eval_dataset)
         if self.args.batch_eval_metrics and compute_metrics is not None:
             check_batch_metrics(compute_metrics)
@@ -119,6 +133,7 @@ class Trainer(LossMixin, OptimizerMixin, DataMixin, EvaluationMixin, OutputMixin
         self.compute_metrics = compute_metrics
         self.preprocess_logits_for_metrics = preprocess_logits_for_metrics
         self.model: nn.Module = model if model is not None else self.call_model_init()
+        check_trainable(self, required=train_dataset is not None)
         self._place_model()
         self.data_collator = data_collator or self._default_collator()
         self.optimizer, self.lr_scheduler = optimizers
@@ -173,6 +188,7 @@ class Trainer(LossMixin, OptimizerMixin, DataMixin, EvaluationMixin, OutputMixin
             raise NotImplementedError(
                 "train(trial=...): hyperparameter search is not available yet"
             )
+        resume_from_checkpoint = replaying.start(self, resume_from_checkpoint)
         if self.model_init is not None:
             set_seed(self.args.seed)
             self.model = self.call_model_init()
@@ -181,6 +197,8 @@ class Trainer(LossMixin, OptimizerMixin, DataMixin, EvaluationMixin, OutputMixin
             self.optimizer = self.lr_scheduler = None
         if self._own_scheduler:
             self.lr_scheduler = None  # a run has a schedule of its own length
+        check_trainable(self, required=True)
+        check_master_weights(self.args, self.model)
         self.is_in_train = True
         try:
             with ExitStack() as stack:
@@ -232,26 +250,6 @@ class Trainer(LossMixin, OptimizerMixin, DataMixin, EvaluationMixin, OutputMixin
         if self._train_state is None:
             self._train_state = self._fresh_state(None)
         return self._train_state
-
-    def call_model_init(self, trial: Any = None) -> nn.Module:
-        """Build a model with ``model_init``."""
-        assert self.model_init is not None
-        model = self.model_init()
-        if model is None:
-            raise RuntimeError("model_init returned None; it must return the model")
-        return model
-
-    def _place_model(self) -> None:
-        self.model.to(self.args.device)
-        model = modeling.unwrap(self.model)
-        self._signature = modeling.forward_names(model)
-        self.label_names = self.args.label_names or modeling.label_names(model)
-        self.can_return_loss = modeling.can_return_loss(model)
-        self.model_accepts_loss_kwargs = modeling.accepts_loss_kwargs(model)
-        self.model_wrapped = self.model
-        config = getattr(model, "config", None)
-        if config is not None and hasattr(config, "use_cache"):
-            config.use_cache = self.args.use_cache
 
 
 __all__ = ["CheckpointError", "Trainer", "prepare_folder", "set_seed"]

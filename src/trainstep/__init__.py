@@ -34,6 +34,7 @@ from trainstep.replay import leaf_digests as leaf_digests
 from trainstep.replay import replay as replay
 from trainstep.rng import Key as Key
 from trainstep.scaling import DynamicScale as DynamicScale
+from trainstep.scaling import unscale_ as unscale_
 from trainstep.spikes import SpikeGuard as SpikeGuard
 from trainstep.spikes import spike_guard as spike_guard
 from trainstep.state import TrainState as TrainState

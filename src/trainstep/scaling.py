@@ -6,12 +6,14 @@ overflow and raised when they have not for a while (Micikevicius et al., 2018).
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from attrs import field, frozen
 from torch import Tensor
 
+from trainstep import tree
 from trainstep.guards import Verdict
 from trainstep.losses import Loss
 from trainstep.types import Params
@@ -75,3 +77,13 @@ class DynamicScale:
             self.growth_interval,
         )
         return Verdict({"scale": scale, "growth": growth}, ok)
+
+
+def unscale_(grads: Iterable[Tensor], scale: Tensor) -> None:
+    """Divide gradients by the loss scale that the loss was multiplied by, in place."""
+    # By way of float64 where there is one, as torch.amp.GradScaler does.
+    wide = scale if scale.device.type == "mps" else scale.double()
+    inverse = wide.reciprocal().float()
+    with torch.no_grad():
+        for group in tree.by_device_and_dtype(list(grads)):
+            torch._foreach_mul_(group, inverse.to(group[0].device))

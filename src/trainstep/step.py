@@ -78,11 +78,14 @@ class Step:
         if self.transforms:
             grads, kept = run(self.transforms, grads, extras["transforms"], state.params, context)
             after = {**extras, "transforms": kept}
-        params, opt_state = self._apply(state, grads, hyper)
+        refused = ok is not None and self.optimizer.imperative and not bool(ok)
+        params, opt_state = self._apply(state, {} if refused else grads, hyper)
         buffers = state.buffers if loss.buffers is None else loss.buffers
         result = TrainState(state.step + 1, params, buffers, opt_state, state.key, after)
         if ok is not None:
             before = state if extras is state.extras else state.evolve(extras=extras)
+            if self.optimizer.imperative:  # has done, or left undone, what it should
+                before = before.evolve(params=params, opt_state=opt_state)
             result = skip_unless(ok, result, before, in_place=self.donates)
         if seen:
             result = result.evolve(extras={**result.extras, **seen})
@@ -97,10 +100,11 @@ class Step:
 
     def _apply(self, state: TrainState, grads: Grads, hyper: Hyper) -> tuple[Params, OptState]:
         params, opt_state = state.params, state.opt_state
+        donate = self.in_place or (self.donates and self.optimizer.imperative)
         if grads:
-            return self.optimizer.apply(params, grads, opt_state, hyper, donate=self.in_place)
-        # A transform holds the update. Copies, because a pure result shares nothing that moves.
-        return (params, opt_state) if self.in_place else tree.clone((params, opt_state))
+            return self.optimizer.apply(params, grads, opt_state, hyper, donate=donate)
+        # Held by a transform, or refused. Copies, because a pure result shares nothing that moves.
+        return (params, opt_state) if donate else tree.clone((params, opt_state))
 
     def _context(self, state: TrainState, loss: Loss) -> Context:
         return Context(

@@ -12,8 +12,8 @@ import torch
 from attrs import define
 from torch import Tensor
 
-from trainstep import tree
 from trainstep.losses import Loss
+from trainstep.scaling import unscale_
 from trainstep.types import Buffers, Grads
 
 
@@ -69,11 +69,7 @@ class Sums:
             if isinstance(self.weight, Tensor) or self.weight != 1:
                 torch._foreach_div_(grads, self.weight)
             if self.scale is not None:
-                # By way of float64 where there is one, as torch.amp.GradScaler does.
-                wide = self.scale if self.scale.device.type == "mps" else self.scale.double()
-                inverse = wide.reciprocal().float()
-                for group in tree.by_device_and_dtype(grads):
-                    torch._foreach_mul_(group, inverse.to(group[0].device))
+                unscale_(grads, self.scale)
         loss = Loss(
             self.total * self.unit,
             self.weight * self.unit,

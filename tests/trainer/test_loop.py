@@ -1,6 +1,7 @@
 """The loop as a generator of events: order, lengths, stopping."""
 
 import logging
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -141,6 +142,11 @@ class Sum:
         return {"w": torch.tensor(float(total))}
 
 
+def take(batches: Any, count: int) -> tuple[list[Any], int]:
+    window = list(islice(batches, count))
+    return window, len(window)
+
+
 def run(
     passes: list[list[float]], plan: Plan, accumulation: int, seed: int = 0, donate: bool = True
 ) -> tuple[Run, Sum]:
@@ -153,7 +159,7 @@ def run(
             state=step.init({"w": torch.zeros(())}, seed),
             engine=engine,
             batches=lambda epoch, skip: passes[min(epoch, len(passes) - 1)][skip:],
-            count_items=len,
+            take=lambda batches: take(batches, accumulation),
             control=SimpleNamespace(should_epoch_stop=False, should_training_stop=False),
             accumulation=accumulation,
         ),

@@ -120,18 +120,13 @@ def check_hardware(args: "TrainingArguments", device: "torch.device") -> None:
     """Check the precisions that were asked for against the device.
 
     Raises:
-        ValueError: ``bf16``, ``fp16`` or ``tf32`` is not supported.
+        ValueError: ``bf16`` or ``tf32`` is not supported.
     """
     asked = [name for name in ("bf16", "bf16_full_eval") if getattr(args, name)]
     if asked and not args.use_cpu and not _supports_bf16(device):
         raise ValueError(
             f"{asked[0]}: the device {device} does not support bfloat16 (CUDA needs an Ampere GPU or "
             "newer). Set use_cpu=True to train on the CPU, or leave it out."
-        )
-    if args.fp16 and device.type == "cpu":
-        raise ValueError(
-            "fp16: mixed precision with float16 needs an accelerator, but the device is the CPU; use "
-            "bf16=True with use_cpu=True, or leave it out."
         )
     if args.tf32 and not _supports_tf32(device):
         raise ValueError(

@@ -66,7 +66,7 @@ def check_ranges(args: "TrainingArguments") -> None:
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value!r}.")
     empty = args.torch_empty_cache_steps
-    if empty is not None and empty < 1:
+    if empty is not None and not (isinstance(empty, int) and empty >= 1):
         raise ValueError(f"torch_empty_cache_steps must be a positive whole number, got {empty!r}.")
     if args.warmup_steps is not None and not args.warmup_steps >= 0:
         raise ValueError(
@@ -128,6 +128,11 @@ def check_precision(args: "TrainingArguments") -> None:
     for first, second in (("fp16", "bf16"), ("fp16_full_eval", "bf16_full_eval")):
         if getattr(args, first) and getattr(args, second):
             raise ValueError(f"{first} and {second} exclude each other; set one of them to False.")
+    if args.fp16 and args.on_nonfinite == "raise":
+        raise ValueError(
+            'on_nonfinite="raise" would stop at the first overflow of fp16, which its loss scale skips '
+            'and learns from; use "ignore" or "skip" with it.'
+        )
 
 
 def _is_multiple(whole: float, part: float) -> bool:

@@ -21,6 +21,8 @@ class TrainerBase:
 
     args: TrainingArguments
     model: nn.Module
+    model_wrapped: Any
+    model_init: Callable[..., nn.Module] | None
     train_dataset: Any
     eval_dataset: Any
     data_collator: Callable[[list[Any]], Any]
@@ -31,6 +33,7 @@ class TrainerBase:
     lr_scheduler: Any
     optimizer_cls_and_kwargs: tuple[Any, dict[str, Any]] | None
     label_names: list[str]
+    can_return_loss: bool
     model_accepts_loss_kwargs: bool
     current_gradient_accumulation_steps: int
     is_in_train: bool

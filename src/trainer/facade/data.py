@@ -9,7 +9,7 @@ from trainer.data.columns import FilteringCollator, keep_columns
 from trainer.data.loader import is_iterable, make_loader, train_order
 from trainer.data.order import Sequential
 from trainer.facade.base import TrainerBase
-from trainer.plan import num_examples
+from trainer.plan import make_plan, num_examples
 
 
 class DataMixin(TrainerBase):
@@ -38,6 +38,26 @@ class DataMixin(TrainerBase):
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """Return the loader for ``predict``."""
         return self._sequential_loader(test_dataset, "test")
+
+    def set_initial_training_values(
+        self, args: TrainingArguments, dataloader: Any
+    ) -> tuple[int, int, int, float, int, int | None, int]:
+        """Return the lengths of a run.
+
+        Returns:
+            Epochs, updates per epoch, samples in the data, samples that will be seen, samples of an
+            update, micro-batches per epoch (None if unknown), updates in all.
+        """
+        plan = make_plan(args, dataloader, self.get_total_train_batch_size(args))
+        return (
+            plan.num_train_epochs,
+            plan.updates_per_epoch,
+            plan.num_examples,
+            plan.num_train_samples,
+            plan.total_batch_size,
+            plan.batches_per_epoch,
+            plan.max_steps,
+        )
 
     def num_examples(self, dataloader: Any) -> int:
         """Return the samples behind a loader."""

@@ -1,7 +1,8 @@
 """How a micro-batch becomes a loss and gradients; every method may be overridden."""
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from itertools import islice
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from trainer.losses import count_label_items, loss_from_outputs
 from trainer.memory import empty_cache
 from trainer.smoothing import shifts_labels
 from trainer.tokens import floating_point_ops
+
+_HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class LossMixin(TrainerBase):
@@ -49,7 +52,7 @@ class LossMixin(TrainerBase):
         steps = self.args.torch_empty_cache_steps
         if steps is not None and self.state.global_step % steps == 0:
             empty_cache(self.args.device)
-        loss.backward()
+        self._backward(loss)
         return loss.detach()
 
     def compute_loss(
@@ -87,9 +90,28 @@ class LossMixin(TrainerBase):
     def compute_loss_context_manager(self) -> ExitStack:
         """Return the context that losses are computed in: autocast, if a half type is asked for."""
         stack = ExitStack()
-        if self.args.mixed_precision == "bf16":
-            stack.enter_context(torch.autocast(self.args.device.type, torch.bfloat16))
+        stack.enter_context(self.autocast_smart_context_manager())
         return stack
+
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> AbstractContextManager[Any]:
+        """Return the autocast of ``args.bf16`` or ``args.fp16``; a context without effect else."""
+        dtype = _HALF.get(self.args.mixed_precision)
+        if dtype is None:
+            return nullcontext()
+        return torch.autocast(self.args.device.type, dtype, cache_enabled=cache_enabled)
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device | None = None
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """Take the micro-batches of an update, and count what their loss is divided by.
+
+        Returns:
+            Up to ``num_batches`` batches, none at the end of the epoch, and ``count_items`` of them.
+        """
+        window = list(islice(epoch_iterator, num_batches))
+        return window, self.count_items(window) if window else None
 
     def count_items(self, window: list[Any]) -> Tensor | int | None:
         """Count the labels in a window that a model with loss kwargs divides its loss by."""
@@ -104,7 +126,7 @@ class LossMixin(TrainerBase):
         return floating_point_ops(modeling.unwrap(self.model), inputs)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
-        prepared = modeling.move(inputs, self.args.device, non_blocking=True)
+        prepared = self._prepare_input(inputs)
         if isinstance(prepared, Mapping) and not prepared:
             raise ValueError(
                 "the batch is empty: none of the dataset's keys reached the model, whose forward "
@@ -112,6 +134,10 @@ class LossMixin(TrainerBase):
                 "columns, or set remove_unused_columns=False."
             )
         return prepared
+
+    def _prepare_input(self, data: Any) -> Any:
+        """Return nested data with its tensors on the device."""
+        return modeling.move(data, self.args.device, non_blocking=True)
 
     def _call_compute_loss(self, model: Any, inputs: Any, *, items: Any, **options: Any) -> Any:
         if self._loss_takes_items:

@@ -174,7 +174,8 @@ def _wrapped(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> ts.O
 
     rates = [f"group{number}/lr" for number in range(len(optimizer.param_groups))]
     name = type(optimizer).__name__
-    return ts.Optimizer(name, init, kernel, accepts=frozenset(["lr", *rates]))
+    accepts = frozenset(["lr", *rates])
+    return ts.Optimizer(name, init, kernel, accepts=accepts, imperative=True)
 
 
 def _read(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> OptState:

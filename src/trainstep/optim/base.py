@@ -25,6 +25,10 @@ class Optimizer:
             gradient are left alone, as ``torch.optim`` does.
         hyper: default hyperparameters; ``lr`` is used where the step has no schedule.
         accepts: names that ``apply`` takes in its ``hyper``.
+        imperative: the kernel moves tensors of its own that the given ones share storage with, whatever it
+            is given, so a step that may refuse the update has to ask the host first.
+        capturable: the kernel reads hyperparameters from device tensors and asks the host nothing, so a
+            CUDA graph can hold it.
     """
 
     name: str
@@ -34,6 +38,8 @@ class Optimizer:
     accepts: frozenset[str] = field(
         default=Factory(lambda self: frozenset(self.hyper), takes_self=True), repr=False
     )
+    imperative: bool = field(default=False, kw_only=True)
+    capturable: bool = field(default=False, kw_only=True)
 
     def apply(
         self,

@@ -1,0 +1,79 @@
+"""Where the model comes from, where it is, and what wraps it."""
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from trainer import modeling
+from trainer.facade.base import TrainerBase
+
+
+class ModelMixin(TrainerBase):
+    """Where the model comes from, where it is, and what wraps it."""
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Build a model with ``model_init``, which takes nothing or the trial of a search.
+
+        Raises:
+            RuntimeError: if it takes more than that, or returns None.
+        """
+        make = self.model_init
+        assert make is not None
+        count = len(inspect.signature(make).parameters)
+        if count > 1:
+            raise RuntimeError(f"model_init must take no argument or the trial; it takes {count}")
+        model = make(trial) if count else make()
+        if model is None:
+            raise RuntimeError("model_init returned None; it must return the model")
+        return model
+
+    @property
+    def is_model_parallel(self) -> bool:
+        """Whether a device map spreads the model's layers over several devices."""
+        places = set((getattr(self.model, "hf_device_map", None) or {}).values())
+        places -= {"cpu", "disk"}
+        if len(places) == 1:
+            import torch
+
+            return torch.device(next(iter(places))) != self.args.device
+        return len(places) > 1
+
+    @property
+    def place_model_on_device(self) -> bool:
+        """Whether the model is moved to ``args.device``: not one that has a place of its own."""
+        chosen = getattr(self.args, "place_model_on_device", None)
+        if chosen is not None:
+            return bool(chosen)
+        quantized = getattr(self.model, "quantization_method", None) is not None
+        mapped = getattr(self.model, "hf_device_map", None) is not None
+        return not (quantized or mapped)
+
+    def get_tp_size(self) -> int:
+        """Return the number of processes that share each layer (tensor parallelism)."""
+        return int(getattr(self.model, "tp_size", None) or 1)
+
+    def get_cp_size(self) -> int:
+        """Return the number of processes that share each sequence (context parallelism)."""
+        return 1
+
+    def get_sp_size(self) -> int:
+        """Return the number of processes that share each sequence (sequence parallelism)."""
+        return 1
+
+    def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> Any:
+        """Return what ``training_step`` is given as the model."""
+        return model
+
+    def _place_model(self) -> None:
+        if self.place_model_on_device:
+            self.model.to(self.args.device)
+        model = modeling.unwrap(self.model)
+        self._signature = modeling.forward_names(model)
+        self.label_names = self.args.label_names or modeling.label_names(model)
+        self.can_return_loss = modeling.can_return_loss(model)
+        self.model_accepts_loss_kwargs = modeling.accepts_loss_kwargs(model)
+        self.model_wrapped = self.model
+        config = getattr(model, "config", None)
+        if config is not None and hasattr(config, "use_cache"):
+            config.use_cache = self.args.use_cache
