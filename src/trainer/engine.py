@@ -1,11 +1,12 @@
 """How gradients come about in a single process."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
+import trainstep as ts
 from trainer import modeling
 from trainstep import TrainState
 from trainstep.types import Buffers, Grads
@@ -26,8 +27,14 @@ class LocalEngine:
         parameters = dict(self._module.named_parameters())
         self._parameters = [(name, parameters[name]) for name in state.params]
         self._buffer_names = frozenset(state.buffers)
-        for _, parameter in self._parameters:
-            parameter.grad = None  # an interrupted training, or the caller, may have left some
+        self._devices = {p.device for p in state.params.values()}
+        self._kept = {
+            (module, name): buffer
+            for module in self._module.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        }
+        self.drop()  # what an interrupted training, or the caller, may have left
 
     def backward(self, batch: Any, items: Any, window: int) -> Tensor:
         """Run ``training_step`` on one micro-batch."""
@@ -43,17 +50,64 @@ class LocalEngine:
             )
             raise
 
+    def passes(
+        self, batches: Iterable[Any], items: Any, window: int, key: Any
+    ) -> Iterator[Tensor | None]:
+        """Run the micro-batches of an update one by one; yields the sum of their losses so far."""
+        total: Any = None
+        for number, batch in enumerate(batches):
+            with ts.rng.seeded(key.fold_in(number), self._devices):
+                share = self.backward(batch, items, window)
+            total = share if total is None else total + share
+            yield total
+
     def collect(self) -> Grads:
-        """Take the gradients off the parameters. Those that were not reached have none."""
-        grads = {n: p.grad for n, p in self._parameters if p.grad is not None}
-        for _, parameter in self._parameters:
-            parameter.grad = None
+        """Take the gradients off the parameters. Those that were not reached have none.
+
+        Of gradients that were used up in the backward pass, the norms are left.
+        """
+        grads = self.gradients()
+        self.drop()
+        return grads
+
+    def gradients(self) -> Grads:
+        """Return the gradients that the parameters hold.
+
+        Raises:
+            ValueError: if there are none.
+        """
+        adopted = self._trainer._adopted
+        if adopted is not None and adopted.fused is not None:
+            grads = adopted.fused.collect()
+        else:
+            grads = {n: p.grad for n, p in self._parameters if p.grad is not None}
         if not grads:
             raise ValueError(
                 "no parameter received a gradient. training_step must call backward on a loss that "
                 "depends on the model's output, outside torch.no_grad()."
             )
         return grads
+
+    def drop(self) -> None:
+        """Take the gradients off the parameters."""
+        for _, parameter in self._parameters:
+            parameter.grad = None
+
+    def prepare(self) -> None:
+        """Do what ``training_step`` does on the host for a recording of it: see to the modes."""
+        model = self._trainer.model_wrapped
+        if not model.training:
+            model.train()
+        self._trainer._switch_optimizer("train")
+
+    def keep_buffers(self) -> None:
+        """Put back the state's buffers where the module has replaced them, with the new values."""
+        for module in self._module.modules():
+            for name, buffer in module._buffers.items():
+                kept = self._kept.get((module, name))
+                if kept is not None and buffer is not None and buffer is not kept:
+                    kept.copy_(buffer)
+                    module._buffers[name] = kept
 
     def buffers(self) -> Buffers:
         """Return the module's buffers; those that it replaced are not the state's tensors any more."""

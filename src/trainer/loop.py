@@ -5,10 +5,10 @@ iterates over it reacts to each event before the loop goes on, and steers it thr
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import Any, Protocol
 
-import torch
 from attrs import define, field
 from torch import Tensor
 
@@ -40,8 +40,17 @@ class Control(Protocol):
 class Engine(Protocol):
     """Turns micro-batches into gradients; one implementation per way to distribute."""
 
-    def backward(self, batch: Any, items: Any, window: int) -> Tensor:
-        """Add one micro-batch's gradients; returns its share of the step's loss, detached."""
+    def passes(
+        self, batches: Iterable[Any], items: Any, window: int, key: ts.Key
+    ) -> Iterator[Tensor | None]:
+        """Add the gradients of an update's micro-batches; yields the step's loss so far after each.
+
+        Args:
+            batches: the micro-batches.
+            items: what the loss is divided by, if anything counts.
+            window: how many micro-batches there are.
+            key: randomness of the update; micro-batch ``i`` uses its ``fold_in(i)``.
+        """
         ...
 
     def collect(self) -> Grads:
@@ -53,6 +62,16 @@ class Engine(Protocol):
         ...
 
 
+class Batches(Protocol):
+    """The run's data; see ``trainer.data.feed.Feed``."""
+
+    def __call__(self, epoch: int, skip: int) -> Iterator[Any]: ...
+
+    def state(self, epoch: int) -> dict[str, Any] | None: ...
+
+    def load(self, state: dict[str, Any] | None) -> None: ...
+
+
 @define(eq=False)
 class Run:
     """One training: what it works with, and where it stands.
@@ -62,17 +81,19 @@ class Run:
         step: the pure step, donated.
         state: the state after the last update.
         engine: makes gradients.
-        batches: ``batches(epoch, skip)`` iterates over an epoch's micro-batches from number ``skip``.
+        batches: ``batches(epoch, skip)`` iterates over an epoch's micro-batches from number ``skip``; it
+            also knows what a checkpoint keeps of their data.
         take: ``take(batches)`` returns the micro-batches of the next update, none at the end, and what
             their loss is divided by; None where nothing counts.
         control: stop flags.
         accumulation: micro-batches to an update.
+        ahead: iterates over the micro-batches of an update while the next ones go to the device.
+        whole: a context in which an update is put in place, so that nothing interrupts that halfway.
         epoch: epoch in progress, from 0.
         batch: micro-batches of this epoch that are done.
         in_epoch: this epoch has begun and not been ended; after a last update that was saved, its end
             is all that is left to do.
         metrics: of the last update, on the device.
-        devices: where the parameters are.
         exhausted: an epoch had no batch at all.
     """
 
@@ -80,19 +101,17 @@ class Run:
     step: ts.Step
     state: ts.TrainState
     engine: Engine
-    batches: Callable[[int, int], Iterable[Any]]
+    batches: Batches
     take: Callable[[Iterator[Any]], tuple[list[Any], Any]]
     control: Control
     accumulation: int
+    ahead: Callable[[list[Any]], Iterable[Any]] = iter
+    whole: AbstractContextManager[None] = field(factory=nullcontext)
     epoch: int = 0
     batch: int = 0
     in_epoch: bool = False
     metrics: Metrics = field(factory=dict)
     exhausted: bool = False
-    devices: set[torch.device] = field(factory=set, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.devices = {p.device for p in self.state.params.values()}
 
     @property
     def progress(self) -> float:
@@ -152,22 +171,22 @@ def _update(run: Run, window: list[Any], items: Any) -> Iterator[Event]:
     key = run.step.loss_key(run.state)
     before = ts.tree.clone(run.engine.buffers()) if run.step.skips else {}
     total: Any = None
-    for number, batch in enumerate(window):
-        with ts.rng.seeded(key.fold_in(number), run.devices):
-            share = run.engine.backward(batch, items, len(window))
-        total = share if total is None else total + share
-        if number + 1 < len(window):
+    passes = run.engine.passes(run.ahead(window), items, len(window), key)
+    for number, so_far in enumerate(passes, 1):
+        total = so_far
+        if number < len(window):
             yield Event.SUBSTEP_END
     yield Event.PRE_OPTIMIZER_STEP
     loss = ts.Loss(total, 1, _set_apart(run, before))  # the engine has divided already
     grads = run.engine.collect()
     if (scale := run.step.loss_scale(run.state)) is not None:
         ts.unscale_(grads.values(), scale)
-    run.state, run.metrics = run.step.update(run.state, loss, grads)
-    if before:  # a refused update takes the module's buffers back as well
-        for name, tensor in run.engine.buffers().items():
-            tensor.copy_(run.state.buffers[name])
-    run.batch += len(window)
+    with run.whole:
+        run.state, run.metrics = run.step.update(run.state, loss, grads)
+        if before:  # a refused update takes the module's buffers back as well
+            for name, tensor in run.engine.buffers().items():
+                tensor.copy_(run.state.buffers[name])
+        run.batch += len(window)
     yield Event.OPTIMIZER_STEP
 
 

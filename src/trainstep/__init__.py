@@ -18,6 +18,7 @@ from trainstep.curvature import NoiseScale as NoiseScale
 from trainstep.curvature import gradient_noise_scale as gradient_noise_scale
 from trainstep.curvature import hvp as hvp
 from trainstep.curvature import microbatch_norms as microbatch_norms
+from trainstep.errors import CaptureError as CaptureError
 from trainstep.evaluate import make_eval_step as make_eval_step
 from trainstep.grads import accumulate as accumulate
 from trainstep.grads import sum_gradients as sum_gradients
@@ -25,6 +26,8 @@ from trainstep.grads import value_and_grad as value_and_grad
 from trainstep.guards import Guard as Guard
 from trainstep.losses import Loss as Loss
 from trainstep.losses import module_loss as module_loss
+from trainstep.lowering import capture as capture
+from trainstep.lowering import compile as compile
 from trainstep.lowering import donate as donate
 from trainstep.model import functionalize as functionalize
 from trainstep.optim.base import Optimizer as Optimizer

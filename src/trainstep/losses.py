@@ -1,6 +1,7 @@
 """Losses as sums with weights, divided once, after everything was added up."""
 
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from numbers import Number
 from typing import Any
 
@@ -70,10 +71,17 @@ class Loss:
 
 @frozen(eq=False)
 class ModuleLoss:
-    """A pure loss function over a module; see ``module_loss``."""
+    """A pure loss function over a module; see ``module_loss``.
+
+    Attributes:
+        apply: the module as a pure function.
+        fn: what ``module_loss`` was given.
+        compiled: ``fn`` with the module, as one function of the batch; None runs ``fn`` itself.
+    """
 
     apply: Functional
     fn: Callable[[Callable[..., Any], Any], Tensor | Loss]
+    compiled: Callable[[Any], Tensor | Loss] | None = None
 
     def __call__(
         self,
@@ -96,7 +104,13 @@ class ModuleLoss:
             return output
 
         with rng.seeded(key, {p.device for p in params.values()}):
-            result = self.fn(call, batch)
+            if self.compiled is None:
+                result = self.fn(call, batch)
+            else:
+                whole = partial(self.compiled, batch)
+                result, current = self.apply.run(
+                    whole, params, buffers, train=train, donate_buffers=donate_buffers
+                )
         return _as_loss(result, batch, current)
 
 

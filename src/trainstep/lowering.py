@@ -4,6 +4,8 @@ from typing import Any, overload
 
 from attrs import evolve
 
+from trainstep.capture import CapturedStep
+from trainstep.compiling import compiled_loss
 from trainstep.step import Step
 from trainstep.vmap import Ensemble
 
@@ -29,6 +31,58 @@ def donate(step: Step | Ensemble) -> Step | Ensemble:
     if not isinstance(step, Step):
         raise TypeError(f"donate: expected what make_step returned, got {_kind(step)}")
     return evolve(step, donates=True)
+
+
+def compile(
+    step: Step, *, backend: str = "inductor", mode: str | None = None, fullgraph: bool = False
+) -> Step:
+    """Return the step whose loss is compiled, forward and backward, by ``torch.compile``.
+
+    The rest of a step are a few fused kernels as it is. Learning rates, seeds and step numbers are no
+    inputs of the compiled function, so they never compile it again; new shapes of batches do, once each,
+    as ``torch.compile`` describes. Compiled kernels round and draw differently, so the bits are not those
+    of the step itself; they are the same from run to run. Best captured: ``capture(compile(step))``.
+
+    Args:
+        step: what ``make_step`` returned, donated or not.
+        backend, mode, fullgraph: see ``torch.compile``. Where the loss breaks up into several graphs, a
+            warning gives the reasons; with ``fullgraph`` that is an error that names the line.
+
+    Raises:
+        TypeError: if ``step`` was not made by ``make_step``.
+    """
+    if not isinstance(step, Step):
+        raise TypeError(f"compile: expected what make_step returned, got {_kind(step)}")
+    loss_fn = compiled_loss(step.loss_fn, backend=backend, mode=mode, fullgraph=fullgraph)
+    return evolve(step, loss_fn=loss_fn)
+
+
+def capture(step: Step, *, limit: int = 8) -> CapturedStep:
+    """Return the donated step whose work on the GPU is recorded in CUDA graphs and replayed.
+
+    Python, which bounds small models, then only copies the batch and the learning rate, seeds the
+    generators and launches two graphs. The bits are those of the step uncaptured, dropout and schedules
+    included. The first two calls with a shape of batch run as ever, and the third is recorded. Batches
+    may be on the host; they are copied to the GPU. On the CPU this is ``donate``.
+
+    What the loss does on the host (prints, counters, lists that it appends to) happens while recording and
+    not again. Two recordings take part in a step: the gradients, and the update. The update is done
+    as ever for optimizers that need the host (not ``capturable``: all but fused Adam and AdamW and
+    what is made of them), for transforms whose ``period`` is not 1, and for ``on_nonfinite="raise"``.
+
+    Args:
+        step: what ``make_step`` returned, donated or not, or ``compile`` of it.
+        limit: how many shapes of batches are recorded; others run without a graph, after one warning.
+
+    Raises:
+        TypeError: if ``step`` was not made by ``make_step``.
+        CaptureError: from the second or third call, if the step waits for the GPU, draws random numbers on
+            the host, or does something else that a graph cannot hold; names the operation and the line.
+            The state is as it was then, and can go into the step uncaptured.
+    """
+    if not isinstance(step, Step):
+        raise TypeError(f"capture: expected what make_step returned, got {_kind(step)}")
+    return CapturedStep(donate(step), limit)
 
 
 def _kind(value: Any) -> str:

@@ -82,6 +82,22 @@ class Functional:
         **kwargs: Any,
     ) -> tuple[Any, Buffers]:
         """Run the module; see ``functionalize``. ``donate_buffers`` lets it write into ``buffers``."""
+
+        def run() -> Any:
+            return self.module(*args, **kwargs)
+
+        return self.run(run, params, buffers, train=train, donate_buffers=donate_buffers)
+
+    def run(
+        self,
+        run: Callable[[], Any],
+        params: Params,
+        buffers: Buffers,
+        *,
+        train: bool = True,
+        donate_buffers: bool = False,
+    ) -> tuple[Any, Buffers]:
+        """Return what ``run()`` does, and the buffers, while the module holds the given tensors."""
         if not donate_buffers and self._stateful:
             buffers = {n: b if n in self._constant else b.clone() for n, b in buffers.items()}
         lock = _lock_of(self.module)
@@ -92,7 +108,7 @@ class Functional:
         try:
             self._exchange(params, buffers, undo)
             self._set_mode(train, undo)
-            output = self.module(*args, **kwargs)
+            output = run()
             if self._stateful:
                 buffers = {
                     n: b if n in self._constant else self._current(n).detach()

@@ -6,13 +6,16 @@ PyTorch's global generators (``F.dropout`` takes no generator) and gives them ba
 """
 
 import threading
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 import torch
-from attrs import frozen
+from attrs import evolve, frozen
+
+from trainstep.errors import CaptureError
 
 _MASK = (1 << 64) - 1
+_SPLIT = 0x73706C6974  # "split"
 
 _turn = threading.RLock()  # the global generators belong to the whole process
 
@@ -50,8 +53,45 @@ class Key:
         """Derive ``n`` keys that differ from one another and from ``fold_in`` of small integers."""
         if n < 1:
             raise ValueError(f"Key.split: n must be at least 1, got {n}")
-        branch = self.fold_in(0x73706C6974)  # "split"
+        branch = self.fold_in(_SPLIT)
         return tuple(branch.fold_in(i) for i in range(n))
+
+
+@frozen
+class SlotKey:
+    """A key inside a recorded step: its value is not known yet, only how it derives from the root.
+
+    What draws from it gets a generator from ``take``, a slot of the recording, that is seeded anew from the
+    root's key before every replay.
+
+    Attributes:
+        take: path -> generator on the device of the recording.
+        path: the integers folded in since the root.
+    """
+
+    take: Callable[[tuple[int, ...]], torch.Generator]
+    path: tuple[int, ...] = ()
+
+    def fold_in(self, *data: int) -> "SlotKey":
+        """Derive a key; see ``Key.fold_in``."""
+        return evolve(self, path=(*self.path, *map(int, data)))
+
+    def split(self, n: int = 2) -> "tuple[SlotKey, ...]":
+        """Derive ``n`` keys; see ``Key.split``."""
+        branch = self.fold_in(_SPLIT)
+        return tuple(branch.fold_in(i) for i in range(n))
+
+    def slot(self) -> torch.Generator:
+        """Return the generator that draws from this key."""
+        return self.take(self.path)
+
+    @property
+    def bits(self) -> NoReturn:
+        """Refuse: a number read now would be the same in every replay."""
+        raise CaptureError(
+            "the loss reads key.bits on the host, which a recorded step would never do again. Draw with "
+            "trainstep.rng.generator(key, device) or inside trainstep.rng.seeded(key)."
+        )
 
 
 def key(seed: int) -> Key:
@@ -61,6 +101,13 @@ def key(seed: int) -> Key:
 
 def generator(key: Key, device: torch.device | str = "cpu") -> torch.Generator:
     """Return a fresh ``torch.Generator`` on ``device``, seeded from ``key``."""
+    if isinstance(key, SlotKey):
+        if torch.device(device).type != "cuda":
+            raise CaptureError(
+                f"random numbers are drawn on {device}, where a recorded step would never draw again. "
+                "Draw them on the GPU."
+            )
+        return key.slot()
     return torch.Generator(device=device).manual_seed(key.bits)
 
 
@@ -99,14 +146,18 @@ class seeded:
     def __init__(self, key: Key, devices: Iterable[torch.device] = ()) -> None:
         self._key = key
         self._devices = devices
-        self._saved: list[tuple[torch.Generator, torch.Tensor]] = []
+        self._saved: list[tuple[torch.Generator, Any]] = []
 
     def __enter__(self) -> "seeded":
         _turn.acquire()
         try:
             for gen in default_generators(self._devices):
-                self._saved.append((gen, gen.get_state()))
-                gen.manual_seed(self._key.bits)
+                if not isinstance(self._key, SlotKey):
+                    self._saved.append((gen, gen.get_state()))
+                    gen.manual_seed(self._key.bits)
+                elif gen.device.type == "cuda":  # seeding is not allowed while recording
+                    self._saved.append((gen, gen.graphsafe_get_state()))
+                    gen.graphsafe_set_state(self._key.slot())
         except BaseException:
             self._restore()
             raise
@@ -119,6 +170,9 @@ class seeded:
         try:
             while self._saved:
                 gen, state = self._saved.pop()
-                gen.set_state(state)
+                if isinstance(state, torch.Generator):
+                    gen.graphsafe_set_state(state)
+                else:
+                    gen.set_state(state)
         finally:
             _turn.release()

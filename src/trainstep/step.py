@@ -1,6 +1,8 @@
 """``make_step``: one training step as a function, ``state, metrics = step(state, batch)``."""
 
+import struct
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any, Literal
 
 import torch
@@ -60,13 +62,28 @@ class Step:
         )
         return self.update(state, loss, grads)
 
-    def update(self, state: TrainState, loss: Loss, grads: Grads) -> tuple[TrainState, Metrics]:
-        """Finish a step whose gradients are known: guards, transforms, optimizer, metrics."""
+    def update(
+        self,
+        state: TrainState,
+        loss: Loss,
+        grads: Grads,
+        hyper: Hyper | None = None,
+        key: Key | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        """Finish a step whose gradients are known: guards, transforms, optimizer, metrics.
+
+        Args:
+            state: the state before the step.
+            loss: the loss that the gradients belong to.
+            grads: gradients of the mean; they may be overwritten.
+            hyper: hyperparameters, instead of those that the schedule gives.
+            key: randomness of the transforms, instead of that of the state.
+        """
         if loss.aux:
             check_aux("make_step", loss.aux, _METRICS)
         extras = self.memory(state)
-        hyper = self.hyper(state.step)
-        context = self._context(state, loss)
+        hyper = self.hyper(state.step) if hyper is None else hyper
+        context = self._context(state, loss, key)
         norm = context.global_norm(grads)
         if self.on_nonfinite == "raise":
             require_finite(state.step, loss, norm)
@@ -101,15 +118,18 @@ class Step:
     def _apply(self, state: TrainState, grads: Grads, hyper: Hyper) -> tuple[Params, OptState]:
         params, opt_state = state.params, state.opt_state
         donate = self.in_place or (self.donates and self.optimizer.imperative)
+        if self.optimizer.capturable and any(p.is_cuda for p in islice(params.values(), 1)):
+            # A recorded kernel reads what varies as float32 from the device; hence all of them do.
+            hyper = {n: _float32(v) if isinstance(v, float) else v for n, v in hyper.items()}
         if grads:
             return self.optimizer.apply(params, grads, opt_state, hyper, donate=donate)
         # Held by a transform, or refused. Copies, because a pure result shares nothing that moves.
         return (params, opt_state) if donate else tree.clone((params, opt_state))
 
-    def _context(self, state: TrainState, loss: Loss) -> Context:
+    def _context(self, state: TrainState, loss: Loss, key: Key | None) -> Context:
         return Context(
             state.step,
-            state.key.fold_in(state.step, _TRANSFORMS),
+            self.transform_key(state) if key is None else key,
             owned=True,
             donated=self.in_place,
             weight=loss.weight,
@@ -135,6 +155,10 @@ class Step:
     def loss_key(self, state: TrainState) -> Key:
         """Return the key of this step's loss; micro-batch ``i`` uses its ``fold_in(i)``."""
         return state.key.fold_in(state.step, _LOSS)
+
+    def transform_key(self, state: TrainState) -> Key:
+        """Return the key of this step's transforms."""
+        return state.key.fold_in(state.step, _TRANSFORMS)
 
     def loss_scale(self, state: TrainState) -> Tensor | None:
         """Return what this step's loss is multiplied by before the backward pass; None for 1."""
@@ -168,6 +192,11 @@ class Step:
         if lr is not None:
             metrics["lr"] = torch.as_tensor(lr, dtype=torch.float64)
         return metrics | {name: extra / loss.weight for name, extra in loss.aux.items()}
+
+
+def _float32(value: float) -> float:
+    rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    return rounded
 
 
 def make_step(

@@ -1,6 +1,7 @@
 """The loop as a generator of events: order, lengths, stopping."""
 
 import logging
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -130,11 +131,14 @@ class Sum:
         self.draws: list[float] = []
         self._open: list[float] = []
 
-    def backward(self, batch: Any, items: Any, window: int) -> torch.Tensor:
-        self.draws.append(float(torch.rand(())))
-        self._open.append(batch)
-        self._window = window
-        return torch.tensor(float(batch)) / window
+    def passes(self, batches: Any, items: Any, window: int, key: Any) -> Iterator[torch.Tensor]:
+        self._window, total = window, torch.zeros(())
+        for number, batch in enumerate(batches):
+            with ts.rng.seeded(key.fold_in(number)):
+                self.draws.append(float(torch.rand(())))
+            self._open.append(batch)
+            total = total + torch.tensor(float(batch)) / window
+            yield total
 
     def collect(self) -> dict[str, torch.Tensor]:
         self.windows.append((self._open, self._window))

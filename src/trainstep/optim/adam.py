@@ -102,7 +102,7 @@ def _adam(
         "eps": eps,
         "weight_decay": weight_decay,
     }
-    return Optimizer(name, init, kernel, hyper)
+    return Optimizer(name, init, kernel, hyper, capturable=fused)
 
 
 def _fused(

@@ -47,7 +47,8 @@ def partition(labels: Labels, optimizers: Mapping[str, Optimizer]) -> Optimizer:
         for known in optimizer.accepts
         for name in (known, f"{label}/{known}")
     )
-    return Optimizer("partition", init, kernel, accepts=accepts)
+    capturable = all(optimizer.capturable for optimizer in optimizers.values())
+    return Optimizer("partition", init, kernel, accepts=accepts, capturable=capturable)
 
 
 def masked(optimizer: Optimizer, where: Where) -> Optimizer:
@@ -72,7 +73,8 @@ def masked(optimizer: Optimizer, where: Where) -> Optimizer:
         update_subset(optimizer, names, params, grads, state, hyper)
 
     name = f"masked({optimizer.name})"
-    return Optimizer(name, init, kernel, optimizer.hyper, optimizer.accepts)
+    capturable = optimizer.capturable
+    return Optimizer(name, init, kernel, optimizer.hyper, optimizer.accepts, capturable=capturable)
 
 
 def freeze() -> Optimizer:
@@ -87,7 +89,7 @@ def freeze() -> Optimizer:
     def kernel(params: Params, grads: Grads, state: OptState, hyper: Hyper) -> None:
         return None
 
-    return Optimizer("freeze", init, kernel, accepts=frozenset({"lr"}))
+    return Optimizer("freeze", init, kernel, accepts=frozenset({"lr"}), capturable=True)
 
 
 def split(

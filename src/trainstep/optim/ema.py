@@ -58,7 +58,8 @@ def ema(
                 torch._foreach_lerp_(averages, current, 1 - decay)
 
     name = f"ema({optimizer.name})"
-    return Optimizer(name, init, kernel, optimizer.hyper, optimizer.accepts)
+    capturable = optimizer.capturable and not warmup
+    return Optimizer(name, init, kernel, optimizer.hyper, optimizer.accepts, capturable=capturable)
 
 
 def ema_params(state: Source, params: Params | None = None) -> Params:

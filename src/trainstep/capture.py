@@ -1,0 +1,349 @@
+"""``capture``: the step's work on the device as CUDA graphs, replayed without Python in between.
+
+A step has two parts, each a graph of its own: gradients (one for every shape of batch) and the update. What
+cannot be in a graph is done as ever beside it: an update by an optimizer that asks the host, say.
+
+The graphs read and write one set of tensors, those of the state at the time of recording. Other states
+are copied into them, so a resumed or loaded state goes on in the same graphs.
+"""
+
+import logging
+from collections.abc import Callable, Hashable
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from attrs import define, field
+from torch import Tensor
+
+from trainstep import tree
+from trainstep.batches import split_batch
+from trainstep.errors import CaptureError
+from trainstep.grads import accumulate
+from trainstep.graphs import Recording, record, rehearse
+from trainstep.losses import Loss
+from trainstep.rng import Key
+from trainstep.state import TrainState, consume
+from trainstep.step import Step
+from trainstep.types import Grads, Hyper, Metrics
+
+logger = logging.getLogger(__name__)
+
+
+@define(eq=False)
+class Stages:
+    """A function on its way into a graph: run, rehearsed, recorded, from then on replayed.
+
+    Attributes:
+        device: where it runs.
+        pool: memory shared by graphs that are replayed in turn.
+        inputs: tensors that the recording reads.
+        recording: once there is one.
+    """
+
+    device: torch.device
+    pool: Any
+    inputs: list[Tensor] = field(factory=list)
+    recording: Recording | None = None
+    _calls: int = 0
+    _paths: list[tuple[int, ...]] = field(factory=list)
+
+    def __call__(self, fn: Callable[[Any], Any], root: Key) -> Any:
+        """Run ``fn(root)``, in the way of the stage that is reached."""
+        self._calls += 1
+        if self._calls == 1:
+            return fn(root)
+        if self._calls == 2:
+            outputs, self._paths = rehearse(fn, root, self.device)
+            return outputs
+        if self.recording is None:
+            self.recording = record(fn, self._paths, self.device, self.pool)
+        return self.recording.replay(root)
+
+    @property
+    def static(self) -> bool:
+        """Whether the next call reads ``inputs`` rather than what it is given."""
+        return self._calls >= 2
+
+
+@define(eq=False)
+class Inputs:
+    """Functions of a batch, recorded once for every structure and shape.
+
+    Attributes:
+        device: where they run.
+        pool: memory shared with other graphs.
+        limit: how many shapes are recorded; further ones run as they are, after one warning.
+    """
+
+    device: torch.device
+    pool: Any
+    limit: int
+    _stages: dict[Hashable, Stages] = field(factory=dict)
+    _full: bool = False
+
+    @property
+    def recorded(self) -> bool:
+        """Whether anything is recorded."""
+        return any(stages.recording is not None for stages in self._stages.values())
+
+    def __call__(self, fn: Callable[[Any, Any], Any], batch: Any, root: Key) -> Any:
+        """Run ``fn(batch, root)``; its outputs may be overwritten by the next call."""
+        leaves, spec = tree.flatten(batch)
+        signature = (spec, *map(_describe, leaves))
+        stages = self._stages.get(signature)
+        if stages is None:
+            if len(self._stages) >= self.limit:
+                self._warn(leaves)
+                return fn(batch, root)
+            stages = self._stages[signature] = Stages(self.device, self.pool)
+        if not stages.static:
+            return stages(lambda key: fn(batch, key), root)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if not stages.inputs:
+            stages.inputs = [torch.empty_like(tensor) for tensor in tensors]
+        for static, tensor in zip(stages.inputs, tensors, strict=True):
+            static.copy_(tensor, non_blocking=True)
+        if stages.recording is not None:
+            return stages.recording.replay(root)
+        waiting = iter(stages.inputs)
+        placed = [next(waiting) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return stages(lambda key: fn(tree.unflatten(placed, spec), key), root)
+
+    def _warn(self, leaves: list[Any]) -> None:
+        if not self._full:
+            self._full = True
+            shapes = ", ".join(str(tuple(x.shape)) for x in leaves if isinstance(x, Tensor))
+            logger.warning(
+                "capture: the batch (%s) has another shape than the %d that are recorded; from now on "
+                "new shapes run without a graph. Pad to a few lengths (pad_to_multiple_of) to have fewer.",
+                shapes,
+                self.limit,
+            )
+
+
+@define(eq=False)
+class CapturedStep:
+    """A donated step in CUDA graphs; what ``capture`` returns. Called as the step is."""
+
+    step: Step
+    limit: int = 8
+    _pool: Any = field(default=None, init=False)
+    _gradients: Inputs | None = field(default=None, init=False)
+    _updates: dict[int, tuple[tuple[Any, ...], Stages]] = field(factory=dict, init=False)
+    _home: TrainState | None = field(default=None, init=False)
+    _rates: dict[str, Tensor] = field(factory=dict, init=False)
+    _shown: dict[str, float] = field(factory=dict, init=False)
+    _met: WeakValueDictionary[int, Tensor] = field(factory=WeakValueDictionary, init=False)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "step":
+            raise AttributeError(name)
+        return getattr(self.step, name)
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """Return the state after one update, and metrics that stay on the device."""
+        device = next(iter(state.params.values())).device
+        if device.type != "cuda":
+            return self.step(state, batch)
+        state = self.at_home(state)
+        batch = _on_device(tree.plain(batch), device)
+        if self._gradients is None:
+            self._gradients = Inputs(device, self.pool, self.limit)
+        loss, grads = self._gradients(
+            lambda inputs, key: self._accumulate(state, inputs, key),
+            batch,
+            self.step.loss_key(state),
+        )
+        return self.update(state, loss, grads)
+
+    @property
+    def pool(self) -> Any:
+        """The memory that all graphs of this step share."""
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        return self._pool
+
+    def at_home(self, state: TrainState) -> TrainState:
+        """Return ``state`` in the tensors that the graphs use; consumes it if it is in others.
+
+        Raises:
+            CaptureError: if its tensors do not fit those of the state that was recorded.
+        """
+        if state is self._home or not self._recorded:
+            self._home = state
+            return state
+        assert self._home is not None
+        mine, spec = tree.flatten(_parts(self._home))
+        theirs, their_spec = tree.flatten(_parts(state))
+        if spec != their_spec or any(not _fits(a, b) for a, b in zip(mine, theirs, strict=True)):
+            raise CaptureError(
+                "capture: this state has other tensors than the one that was recorded. Capture the step "
+                "anew for it: trainstep.capture(step)."
+            )
+        _copy(mine, theirs)
+        home = self._home.evolve(step=state.step, key=state.key)
+        consume(state)
+        self._home = home
+        return home
+
+    def update(self, state: TrainState, loss: Loss, grads: Grads) -> tuple[TrainState, Metrics]:
+        """Finish a step whose gradients are known.
+
+        In a graph, if the same tensors are given time after time, as a graph of the gradients does.
+        """
+        state = self.at_home(state)
+        hyper = self.step.hyper(state.step)
+        stages = self._stages(state, loss, grads, hyper)
+        key = self.step.transform_key(state)
+
+        def body(given: Hyper, key: Any) -> tuple[TrainState | None, Packed]:
+            result, metrics = self.step.update(state.evolve(), loss, grads, given, key)
+            packed = _pack(metrics)  # before the tensors are overwritten that some of them are
+            return (None if _settled(state, result) else result), packed
+
+        if stages is None:
+            elsewhere, packed = body(hyper, key)
+        elif not stages.static:
+            elsewhere, packed = stages(lambda key: body(hyper, key), key)
+        else:
+            placed = self._place(hyper, stages.device)
+            elsewhere, packed = stages(lambda key: body(placed, key), key)
+        metrics = _unpack(packed)
+        if "lr" in metrics and "lr" in hyper:
+            metrics["lr"] = torch.as_tensor(hyper["lr"], dtype=torch.float64)
+        after = state if elsewhere is None else elsewhere
+        self._home = after.evolve(step=state.step + 1, key=state.key)
+        consume(state)
+        return self._home, metrics
+
+    def _stages(self, state: TrainState, loss: Loss, grads: Grads, hyper: Hyper) -> Stages | None:
+        """Return where the update of these tensors stands; None if it cannot be in a graph."""
+        device = next(iter(state.params.values())).device
+        # Kernels read rates from the device, other hyperparameters from the host.
+        rates_only = all(name == "lr" or name.endswith("/lr") for name in hyper)
+        if device.type != "cuda" or not self._recordable or not rates_only:
+            return None
+        first = next(iter(grads.values()))
+        if self._met.get(id(first)) is not first:  # not a tensor that comes again and again
+            self._met[id(first)] = first
+            return None
+        read = (first, loss.total, loss.weight, *(loss.buffers or {}).values())
+        known = self._updates.get(id(first))
+        if known is None:
+            while len(self._updates) > self.limit:
+                self._updates.pop(next(iter(self._updates)))
+            known = self._updates[id(first)] = (read, Stages(device, self.pool))
+        before, stages = known
+        if len(before) == len(read) and all(a is b for a, b in zip(before, read, strict=True)):
+            return stages
+        return None
+
+    @property
+    def _recordable(self) -> bool:
+        step = self.step
+        return (
+            step.optimizer.capturable
+            and step.on_nonfinite != "raise"
+            and all(transform.period == 1 for transform in step.transforms)
+        )
+
+    @property
+    def _recorded(self) -> bool:
+        gradients = self._gradients is not None and self._gradients.recorded
+        return gradients or any(s.recording is not None for _, s in self._updates.values())
+
+    def _place(self, hyper: Hyper, device: torch.device) -> dict[str, Any]:
+        """Put the rates where recorded kernels read them."""
+        placed: dict[str, Any] = {}
+        for name, value in hyper.items():
+            if not isinstance(value, float):
+                placed[name] = value
+                continue
+            if name not in self._rates:
+                self._rates[name] = torch.zeros((), dtype=torch.float32, device=device)
+                self._shown[name] = 0.0
+            if self._shown[name] != value:
+                self._rates[name].fill_(value)
+                self._shown[name] = value
+            placed[name] = self._rates[name]
+        return placed
+
+    def _accumulate(self, state: TrainState, batch: Any, key: Any) -> tuple[Loss, Grads]:
+        step = self.step
+        return accumulate(
+            step.loss_fn,
+            state.params,
+            state.buffers,
+            split_batch(batch, step.microbatches),
+            key,
+            order=step.order,
+            scale=step.loss_scale(state),
+        )
+
+
+Packed = tuple[list[tuple[list[str], Tensor]], Metrics]
+"""Metrics on the device, stacked by dtype under their names, and those on the host."""
+
+
+def _pack(metrics: Metrics) -> Packed:
+    """Stack metrics, so that one copy takes them out of the tensors that the next replay overwrites."""
+    runs: dict[torch.dtype, list[str]] = {}
+    for name, value in metrics.items():
+        if value.is_cuda:
+            runs.setdefault(value.dtype, []).append(name)
+    stacks = [(names, torch.stack([metrics[n] for n in names])) for names in runs.values()]
+    return stacks, {name: value for name, value in metrics.items() if not value.is_cuda}
+
+
+def _unpack(packed: Packed) -> Metrics:
+    stacks, metrics = packed
+    metrics = dict(metrics)
+    for names, values in stacks:
+        metrics.update(zip(names, values.clone().unbind(), strict=True))
+    return metrics
+
+
+def _settled(home: TrainState, result: TrainState) -> bool:
+    """Write ``result`` into the tensors of ``home``; False, and nothing done, where it does not fit.
+
+    It does not fit in the first step at most, in which transforms and guards begin to remember.
+    """
+    mine, spec = tree.flatten(_parts(home))
+    theirs, their_spec = tree.flatten(_parts(result))
+    if spec != their_spec or not all(map(_fits, mine, theirs)):
+        return False
+    _copy(mine, theirs)
+    return True
+
+
+def _parts(state: TrainState) -> tuple[Any, ...]:
+    return state.params, state.buffers, state.opt_state, state.extras
+
+
+def _fits(mine: Any, other: Any) -> bool:
+    if not isinstance(mine, Tensor) or not isinstance(other, Tensor):
+        return bool(type(mine) is type(other) and mine == other)
+    return mine.shape == other.shape and mine.dtype == other.dtype and mine.device == other.device
+
+
+def _copy(mine: list[Any], others: list[Any]) -> None:
+    with torch.no_grad():
+        for target, source in zip(mine, others, strict=True):
+            if isinstance(target, Tensor) and target.data_ptr() != source.data_ptr():
+                target.copy_(source)
+
+
+def _on_device(batch: Any, device: torch.device) -> Any:
+    def place(leaf: Any) -> Any:
+        if isinstance(leaf, Tensor) and leaf.device != device:
+            return leaf.to(device, non_blocking=True)
+        return leaf
+
+    return tree.map(place, batch)
+
+
+def _describe(leaf: Any) -> Hashable:
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.dtype, leaf.requires_grad
+    return repr(leaf)

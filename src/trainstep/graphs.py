@@ -1,0 +1,205 @@
+"""CUDA graphs: what a function launches, recorded once and replayed with fresh seeds.
+
+A function goes through three stages. It runs as it is; it is rehearsed, which runs it while everything
+that a recording could not hold is an error; it is recorded. Rehearsing finds what is wrong while nothing is
+at stake: a recording that fails half-way would leave the device's generators unusable.
+"""
+
+import random
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from attrs import define
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from trainstep.errors import CaptureError
+from trainstep.rng import Key, SlotKey
+
+Fn = Callable[[Any], Any]
+"""Takes the key that it draws from, and returns a pytree of tensors."""
+
+_OURS = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
+
+
+@define(eq=False)
+class Recording:
+    """A recorded function.
+
+    Attributes:
+        graph: the CUDA graph.
+        outputs: what the function returned: tensors that every replay fills anew.
+        slots: the generators that it draws from, each with the path of its key.
+    """
+
+    graph: Any
+    outputs: Any
+    slots: list[tuple[tuple[int, ...], torch.Generator]]
+    _fresh: bool = True
+
+    def replay(self, root: Key) -> Any:
+        """Run again, drawing from keys that derive from ``root``; returns the outputs."""
+        for path, slot in self.slots:
+            slot.manual_seed(root.fold_in(*path).bits)
+        self.graph.replay()
+        if self._fresh:  # the first time shows which slots are drawn from at all
+            self.slots = [(path, slot) for path, slot in self.slots if slot.get_offset()]
+            self._fresh = False
+        return self.outputs
+
+
+def rehearse(fn: Fn, root: Key, device: torch.device) -> tuple[Any, list[tuple[int, ...]]]:
+    """Run ``fn`` on the current stream, and find out whether it could be recorded.
+
+    Returns:
+        What ``fn`` returns, with the bits of ``fn(root)``, and the paths of the keys that it drew from.
+
+    Raises:
+        CaptureError: if it waits for the device, or draws random numbers on the host.
+    """
+    paths: list[tuple[int, ...]] = []
+
+    def take(path: tuple[int, ...]) -> torch.Generator:
+        paths.append(path)
+        return torch.Generator(device).manual_seed(root.fold_in(*path).bits)
+
+    with _host_randomness_kept() as drawn:
+        try:
+            with _no_syncs():
+                outputs = fn(SlotKey(take))
+        except CaptureError:
+            raise
+        except RuntimeError as error:
+            if "synchronizing" not in str(error):
+                raise
+            operation = _last_operation(lambda: fn(SlotKey(take)))
+            raise CaptureError(
+                f"{operation} waits for the GPU{where(error)}, so the step cannot be recorded. Keep the "
+                "value on the GPU (torch.where instead of if, no .item()), or shapes fixed; or do not "
+                "capture the step."
+            ) from error
+        if drawn():
+            raise CaptureError(
+                "random numbers are drawn on the CPU, where a recorded step would never draw again. Draw "
+                "them on the GPU, or do not capture the step."
+            )
+    return outputs, paths
+
+
+def record(
+    fn: Fn, paths: list[tuple[int, ...]], device: torch.device, pool: Any = None
+) -> Recording:
+    """Record what ``fn`` launches. Nothing is run; ``replay`` does that.
+
+    Args:
+        fn: as rehearsed. It must read and write tensors that stay.
+        paths: the keys that it draws from, in order.
+        device: a CUDA device.
+        pool: the memory pool to share with other recordings that are replayed in turn.
+
+    Raises:
+        CaptureError: if PyTorch cannot record what it does.
+    """
+    graph = torch.cuda.CUDAGraph()
+    slots = [(path, torch.Generator(device)) for path in paths]
+    waiting = iter(slots)
+
+    def take(path: tuple[int, ...]) -> torch.Generator:
+        expected, slot = next(waiting, (None, None))
+        if slot is None or expected != path:
+            raise CaptureError("the step draws from other keys than it did one call before")
+        return slot
+
+    for _, slot in slots:
+        graph.register_generator_state(slot)
+    failure: Exception | None = None
+    default = torch.cuda.default_generators[device.index or 0]
+    kept = default.graphsafe_get_state()
+    # A recording that fails leaves its generators unusable; so it gets one that nobody else needs.
+    default.graphsafe_set_state(torch.Generator(device))
+    try:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            try:
+                outputs = fn(SlotKey(take))
+            except Exception as error:
+                failure = error
+    except Exception as error:
+        failure = failure or error
+    finally:
+        default.graphsafe_set_state(kept)
+    if failure is not None:
+        raise CaptureError(
+            f"the step cannot be recorded{where(failure)}: {failure}. Do not capture it."
+        ) from failure
+    return Recording(graph, outputs, slots)
+
+
+def where(error: BaseException) -> str:
+    """Say which line of the caller's code an error comes from: the innermost outside of libraries."""
+    frames = traceback.extract_tb(error.__traceback__)
+    for frame in reversed(frames):
+        if not frame.filename.startswith(_OURS) and not frame.filename.startswith("<"):
+            return f" at {frame.filename}:{frame.lineno} ({frame.line})"
+    return ""
+
+
+@contextmanager
+def _no_syncs() -> Iterator[None]:
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():  # it warns that it does not find every operation
+        warnings.simplefilter("ignore", UserWarning)
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _host_randomness_kept() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether the host's generators have moved; put them back at the end."""
+    python, cpu = random.getstate(), torch.default_generator.get_state()
+    numpy = np.random.get_state(legacy=True)  # noqa: NPY002 (the one that user code draws from)
+
+    def moved() -> bool:
+        now: Any = np.random.get_state(legacy=True)  # noqa: NPY002
+        before: Any = numpy
+        return not (
+            random.getstate() == python
+            and torch.equal(torch.default_generator.get_state(), cpu)
+            and np.array_equal(now[1], before[1])
+            and now[2:] == before[2:]
+        )
+
+    try:
+        yield moved
+    finally:
+        random.setstate(python)
+        torch.default_generator.set_state(cpu)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+class _Last(TorchDispatchMode):
+    """Remembers the last operation that was run."""
+
+    name = "an operation"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.name = str(func)
+        return func(*args, **(kwargs or {}))
+
+
+def _last_operation(fn: Callable[[], Any]) -> str:
+    """Run what has failed once more, to learn at which operation it fails."""
+    watcher = _Last()
+    try:
+        with _no_syncs(), watcher:
+            fn()
+    except Exception:
+        return watcher.name
+    return "an operation"
