@@ -29,6 +29,7 @@ MODULES = {
     "loop": ["trainer.loop", "trainer.plan"],
     "callbacks": ["trainer.callbacks"],
     "checkpoint": ["trainer.checkpoint"],
+    "digests": ["trainer.digest_log"],
     "data": ["trainer.data.order", "trainer.data.sampler", "trainer.data.seeding"],
     "collators": ["trainer.data.collators"],
 }

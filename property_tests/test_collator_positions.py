@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import random
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import IterableDataset
 
+from support.shell import make_args
 from trainer.data.collators import (
     DataCollatorForLanguageModeling,
     DataCollatorForPermutationLanguageModeling,
 )
+from trainer.data.columns import FilteringCollator
+from trainer.data.feed import Feed
+from trainer.data.loader import make_loader
+from trainer.data.order import Permutation
 
 torch.set_num_threads(1)
 
@@ -111,3 +119,75 @@ def test_frameworks_draw_alike(make):
         collator.set_position(1, 2)
         results.append(bits(collator(rows)))
     assert results[0] == results[1]
+
+
+# ---- through loaders
+
+
+ROWS = [[3 + (i + k) % 40 for k in range(8)] for i in range(14)]
+
+
+class Streamed(IterableDataset):
+    def __init__(self, rows: list[Any]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Any:
+        return iter(self.rows)
+
+
+def feed(collate: Any, streamed: bool, seed: int = 0, rows: Any = ROWS, **changes: Any) -> Feed:
+    args = make_args(Path("unused"), data_seed=seed, **changes)
+    data, order = (Streamed(rows), None) if streamed else (rows, Permutation(len(rows), seed))
+    collate = FilteringCollator(collate, ["input_ids"])
+    return Feed(make_loader(data, collate, args, batch_size=3, order=order))
+
+
+@given(
+    collators,
+    st.none() | st.integers(0, 9),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1, 2]),
+    st.sampled_from([1, 3]),
+    st.integers(0, 1),
+    st.integers(0, 4),
+)
+@settings(max_examples=12)
+def test_masks_do_not_depend_on_workers_prefetching_or_where_a_run_went_on(
+    make, own, streamed, seed, workers, factor, epoch, done
+):
+    def batches(feed: Feed, epoch: int, skip: int = 0) -> list[Any]:
+        return [bits(batch) for batch in feed(epoch, skip)]
+
+    ours = feed(make("pt", own), streamed, seed)
+    both = [batches(ours, 0), batches(ours, 1)]
+    assert [masks(batch) for batch in both[0]] != [masks(batch) for batch in both[1]]
+
+    others = {"dataloader_num_workers": workers, "dataloader_prefetch_factor": factor}
+    if streamed:
+        first = feed(make("pt", own), streamed, seed, **others)
+        list(islice(first(epoch, 0), done))
+        state = first.state(epoch)
+    else:
+        state = None
+    again = feed(make("pt", own), streamed, seed, **others)
+    again.load(state)
+    torch.manual_seed(done)
+    assert batches(again, epoch, done) == both[epoch][done:]
+
+
+def masks(batch: dict[str, Any]) -> Any:
+    """What a batch's random draws decided."""
+    return [[label != -100 for label in row] for row in batch["labels"]], batch.get("perm_mask")
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_every_batch_of_a_run_has_masks_of_its_own(streamed):
+    """All rows are the same here, so that only the draws can differ."""
+    rows = [[7] * 30] * 15
+    runs = [feed(masked("pt", None), streamed, rows=rows) for _ in range(2)]
+    drawn = [
+        [masks(bits(batch)) for epoch in range(3) for batch in ours(epoch, 0)] for ours in runs
+    ]
+    assert len({str(one) for one in drawn[0]}) == len(drawn[0]) == 15
+    assert drawn[0] == drawn[1]

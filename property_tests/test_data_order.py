@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.order import Feistel, LengthGrouped, Order, Permutation, position
+from trainer.data.grouped import LengthGrouped
+from trainer.data.order import Feistel, Order, Permutation, position
 from trainer.data.sampler import GlobalBatchSampler
 from trainer.data.seeding import mix, splitmix64
 

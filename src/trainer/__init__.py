@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 _EXPORTS = {
     "trainer.trainer": ("Trainer", "set_seed"),
+    "trainer.seq2seq": ("Seq2SeqTrainer",),
     "trainer.arguments": (
         "HfArgumentParser",
         "IntervalStrategy",
@@ -79,5 +80,6 @@ if TYPE_CHECKING:
     from trainer.outputs import EvalPrediction as EvalPrediction
     from trainer.outputs import PredictionOutput as PredictionOutput
     from trainer.outputs import TrainOutput as TrainOutput
+    from trainer.seq2seq import Seq2SeqTrainer as Seq2SeqTrainer
     from trainer.trainer import Trainer as Trainer
     from trainer.trainer import set_seed as set_seed

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from trainer import modeling
+from trainer import liger, modeling
 from trainer.data.loader import is_iterable
 from trainer.facade.losses import LossMixin
 
@@ -112,5 +112,7 @@ def check_arguments(
             "train_dataset has no length, so epochs cannot be counted: set max_steps to the number "
             "of updates; the learning-rate schedule needs it in advance"
         )
+    if args.use_liger_kernel:
+        liger.check_installed()
     if str(args.save_strategy) == "best" and args.metric_for_best_model is None:
         raise ValueError('save_strategy="best" needs metric_for_best_model')

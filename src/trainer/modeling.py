@@ -98,6 +98,17 @@ def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return kept
 
 
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return copies; names that share a tensor share its copy."""
+    made: dict[Any, Tensor] = {}
+
+    def copy(tensor: Tensor) -> Tensor:
+        view = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride(), tensor.device)
+        return made.setdefault(view, tensor.detach().clone())
+
+    return {name: copy(tensor) for name, tensor in tensors.items()}
+
+
 def load_weights(model: nn.Module, folder: Path) -> None:
     """Read ``model.safetensors`` from ``folder`` into the model, in place.
 

@@ -62,6 +62,7 @@ def attach(model: nn.Module, alpha: float) -> NoiseHandle:
         bound = alpha / math.sqrt(output.shape[-2] * output.shape[-1])
         return output + torch.empty_like(output).uniform_(-bound, bound)
 
+    add_noise.recordable = True  # type: ignore[attr-defined]  # does nothing on the host
     return NoiseHandle(_input_embeddings(model).register_forward_hook(add_noise))
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import trainstep as ts
-from trainer.optimizers import multiplier, optimizer_class_and_kwargs
+from trainer.optimizers import check_optimizer, multiplier
 from trainer.optimizers.schedulers import METRIC_DRIVEN
 
 
@@ -16,7 +16,7 @@ def check_choices(args: Any, *, optimizer: bool, scheduler: bool) -> None:
         scheduler: whether ``args.lr_scheduler_type`` will be used.
     """
     if optimizer:
-        optimizer_class_and_kwargs(args)
+        check_optimizer(args)
     name = str(args.lr_scheduler_type)
     if scheduler and name not in METRIC_DRIVEN:
         steps = max(args.max_steps, 1)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from trainer import checkpointing, neftune
+from trainer import checkpointing, liger, neftune
 from trainer.special_tokens import align_special_tokens
 from trainer.tokens import TokenCounter, main_input_name, recount_parameters
 
@@ -12,6 +12,8 @@ from trainer.tokens import TokenCounter, main_input_name, recount_parameters
 def prepare_model(trainer: Any, stack: ExitStack) -> None:
     """Apply what the arguments ask of the model; ``stack`` undoes what must not outlast training."""
     args, model = trainer.args, trainer.model
+    if args.use_liger_kernel:
+        liger.apply(model, args.liger_kernel_config)
     align_special_tokens(model, trainer.processing_class)
     if args.gradient_checkpointing:
         checkpointing.enable(model, args.gradient_checkpointing_kwargs)

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from trainer import digest_log, saving
 from trainer.callbacks import TrainerState
 from trainer.checkpoint import CheckpointError, Loaded
 from trainer.checks import takes
-from trainer.data.loader import batches_from
+from trainer.data.feed import Feed
+from trainer.data.prefetch import Prefetch
 from trainer.engine import LocalEngine
+from trainer.interrupt import Asked, Interruption
 from trainer.loop import Event, Run, events
+from trainer.lowering import engage
 from trainer.memory import Stage
 from trainer.meter import Meter
 from trainer.metrics import speed_metrics
@@ -34,6 +38,8 @@ def train(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) -> 
     memory = trainer._memory.start("train")
     meter = Meter(trainer.args.logging_nan_inf_filter)
     trainer._run, trainer._meter = run, meter
+    signals = trainer._interruption = Interruption(trainer.args.enable_jit_checkpoint)
+    run.whole = signals.whole
     if found is not None:
         saving.restore(trainer, run, meter, found)
     trainer._tokens_before = trainer._tokens.total = trainer.state.num_input_tokens_seen
@@ -41,8 +47,14 @@ def train(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) -> 
     trainer._digests = digest_log.begin(trainer, resumed=found is not None)
     _announce(trainer, plan, run)
     meter.started = time.time()
-    for event in events(run):
-        _react(trainer, run, meter, event, ignore_keys)
+    with signals, signals.breaking_off(trainer), trainer._updating(run):
+        try:
+            for event in events(run):
+                _react(trainer, run, meter, event, ignore_keys)
+        except Exception as error:
+            if not isinstance(error, Asked) and not signals.excuses(error):
+                raise
+            signals.leave(trainer, run, lambda: _write(trainer))
     return _wind_up(trainer, run, meter, run.state.step - first_step, memory)
 
 
@@ -74,16 +86,20 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
     handler = trainer.callback_handler
     handler.model, handler.train_dataloader = trainer.model, loader
     handler.optimizer, handler.lr_scheduler = trainer.optimizer, trainer.lr_scheduler
-    return Run(
+    engine = LocalEngine(trainer, state)
+    run = Run(
         plan=plan,
         step=ts.donate(step),
         state=state,
-        engine=LocalEngine(trainer, state),
-        batches=lambda epoch, skip: counted(trainer, batches_from(loader, epoch, skip)),
+        engine=engine,
+        batches=Feed(loader, partial(counted, trainer), progress=not args.disable_tqdm),
         take=lambda batches: trainer.get_batch_samples(batches, accumulation, args.device),
         control=trainer.control,
         accumulation=accumulation,
+        ahead=Prefetch(args.device),
     )
+    engage(trainer, run, engine)
+    return run
 
 
 def _no_loss(params: Any, buffers: Any, batch: Any, key: Any) -> ts.Loss:
@@ -113,6 +129,8 @@ def _announce(trainer: Any, plan: Plan, run: Run) -> None:
 def _react(
     trainer: Any, run: Run, meter: Meter, event: Event, ignore_keys: list[str] | None
 ) -> None:
+    signals = trainer._interruption
+    signals.now(event)
     if event is Event.OPTIMIZER_STEP:
         meter.add(run.metrics)
     if event is Event.STEP_END:
@@ -135,8 +153,13 @@ def _react(
     if event is Event.STEP_END and trainer._digests is not None:
         trainer._digests.add(trainer)  # before the save, so that a checkpoint's line is there
     if event in (Event.STEP_END, Event.EPOCH_END):
+        signals.check(trainer)
+    if event in (Event.STEP_END, Event.EPOCH_END) or (
+        event is Event.TRAIN_BEGIN and signals.resume(trainer)
+    ):
         log_evaluate_save(trainer, run, meter, ignore_keys)
         run.control = trainer.control
+        signals.check(trainer)
 
 
 def log_evaluate_save(
@@ -164,12 +187,9 @@ def log_evaluate_save(
 
 def _save(trainer: Any) -> None:
     """Save a checkpoint. One that fails is warned of and training goes on, unless it is the last."""
-    trainer.store_flos()
-    if trainer._tokens.how != "no":
-        trainer.state.num_input_tokens_seen = trainer._tokens.total
     state, control = trainer.state, trainer.control
     try:
-        trainer._save_checkpoint(trainer.model, None)
+        _write(trainer)
     except CheckpointError as error:
         if state.global_step >= state.max_steps or control.should_training_stop:
             raise
@@ -177,8 +197,15 @@ def _save(trainer: Any) -> None:
             "Checkpoint at step %d was not saved, training goes on: %s", state.global_step, error
         )
         control.should_save = False
-    else:
-        trainer.control = trainer.callback_handler.on_save(trainer.args, state, control)
+
+
+def _write(trainer: Any) -> None:
+    trainer.store_flos()
+    if trainer._tokens.how != "no":
+        trainer.state.num_input_tokens_seen = trainer._tokens.total
+    trainer._save_checkpoint(trainer.model, None)
+    trainer._interruption.saved_step = trainer.state.global_step
+    trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
 
 def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int, memory: Stage) -> TrainOutput:
@@ -194,7 +221,7 @@ def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int, memory: Stage) ->
     metrics |= memory.stop()
     trainer.log(metrics)
     if trainer._writer is not None:
-        trainer._writer.wait()  # the last save must not fail unnoticed
+        trainer._writer.close()  # the last save must not fail unnoticed
     if args.load_best_model_at_end:
         saving.load_best(trainer)
     if args.save_total_limit == 1 and state.best_model_checkpoint:

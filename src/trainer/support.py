@@ -10,18 +10,10 @@ logger = logging.getLogger(__name__)
 
 # Fields with the only values that have the effect they should.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
-    "fp16_full_eval": (False,),
-    "bf16_full_eval": (False,),
-    "torch_compile": (False,),
-    "use_liger_kernel": (False,),
     "push_to_hub": (False,),
-    "enable_jit_checkpoint": (False,),
-    "eval_use_gather_object": (False,),
     "deepspeed": (None,),
     "parallelism_config": (None,),
     "exact_reduction": (False,),
-    "checkpoint_format": ("safe",),
-    "optim_target_modules": (None,),
 }
 
 
@@ -46,8 +38,6 @@ def refuse_unsupported(args: Any) -> None:
 
 # Methods of the Hugging Face Trainer that nothing here calls: defining one would have no effect.
 _UNUSED_HOOKS = (
-    "_get_eval_sampler",
-    "_get_train_sampler",
     "_inner_training_loop",
     "_maybe_log_save_evaluate",
     "create_model_card",

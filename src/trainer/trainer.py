@@ -154,6 +154,7 @@ class Trainer(
         self._meter: Any = None
         self._rates: Any = None
         self._writer: BackgroundWriter | None = None
+        self._interruption: Any = None
         self.state = TrainerState()
         self.control = TrainerControl()
         self.callback_handler = self._make_handler(callbacks or [])

@@ -1,6 +1,8 @@
 """Evaluation and prediction."""
 
-from collections import namedtuple
+import gc
+import logging
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from support.shell import Recorder, Scored, Stream, logged, make_trainer, samples, scored
-from trainer import EvalPrediction, Trainer, evaluation
+from trainer import EvalPrediction, Trainer
 
 
 def single(trainer: Any, data: list[Any]) -> list[dict[str, Tensor]]:
@@ -351,50 +353,217 @@ def test_overrides_are_used(tmp_path: Path) -> None:
     assert not trainer.predict(samples(3)).predictions.any()
 
 
-Point = namedtuple("Point", "x y")
-
-
-def test_structures_are_joined() -> None:
-    parts = [{"a": [np.zeros((2, w))], "b": Point(np.array(w), np.ones(1))} for w in (1, 3)]
-    joined = evaluation.join(parts)
-
-    assert joined["a"][0].tolist() == [[0, -100, -100]] * 2 + [[0, 0, 0]] * 2
-    assert type(joined["b"]) is Point
-    assert joined["b"].x.tolist() == [1, 3]
-    with pytest.raises(TypeError, match="different types: list, tuple"):
-        evaluation.join([[np.ones(1)], (np.ones(1),)])
-    with pytest.raises(TypeError, match="cannot join outputs of type str; expected tensors"):
-        evaluation.join(["a", "b"])
-
-
-def test_batches_are_measured_by_their_first_tensor() -> None:
-    zeros = torch.zeros(3, 2)
-    assert (
-        evaluation.batch_length({"name": "x", "deep": {"t": zeros}, "other": torch.zeros(5)}) == 3
-    )
-    assert evaluation.batch_length([zeros]) == 3
-    assert evaluation.batch_length(torch.zeros(())) == 1
-    assert evaluation.batch_length({"a": 1, "b": None}) == 0
-
-
-def test_bfloat16_becomes_float32() -> None:
-    array = evaluation.to_numpy({"a": torch.ones(2, dtype=torch.bfloat16)})["a"]
-    assert array.dtype == np.float32
-
-
 @pytest.mark.parametrize(
-    ("value", "plain"),
+    ("returned", "shown"),
     [
-        (np.float32(0.5), 0.5),
-        (np.array([[3]]), 3),
-        (torch.tensor(2.0), 2.0),
-        (np.arange(3), [0, 1, 2]),
-        ({"a": (np.int64(1), [True])}, {"a": (1, [True])}),
-        ("text", "text"),
+        (None, "None; is there a return statement"),
+        (0.5, "a value of type float"),
+        (np.ones(2), "a value of type ndarray"),
+        ([("accuracy", 1.0)], "a value of type list"),
     ],
 )
-def test_metrics_become_plain_numbers(value: Any, plain: Any) -> None:
-    result = evaluation.plain_numbers(value)
+@pytest.mark.parametrize("by_batch", [False, True])
+def test_metrics_that_are_no_dict_are_refused(
+    returned: Any, shown: str, by_batch: bool, tmp_path: Path
+) -> None:
+    def compute(prediction: EvalPrediction, compute_result: bool = True) -> Any:
+        return returned
 
-    assert result == plain
-    assert type(result) is type(plain)
+    trainer = make_trainer(tmp_path, batch_eval_metrics=by_batch, more={"compute_metrics": compute})
+    with pytest.raises(
+        TypeError, match=rf'must return a dict .*such as {{"accuracy": 0.9}}, but returned {shown}'
+    ):
+        trainer.evaluate()
+
+
+def test_metrics_need_names(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, more={"compute_metrics": lambda p: {"a": 1, 3: 2}})
+    with pytest.raises(TypeError, match="keys are strings, but returned 3 as a key"):
+        trainer.evaluate()
+
+
+def test_metrics_that_are_arrays_become_lists_and_can_be_saved(tmp_path: Path) -> None:
+    trainer = make_trainer(
+        tmp_path,
+        more={"compute_metrics": lambda p: {"each": np.arange(3.0), "matrix": torch.eye(2)}},
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+    )
+    trainer.train()
+    assert trainer.evaluate()["eval_each"] == [0.0, 1.0, 2.0]
+    assert logged(trainer, "eval_matrix")[0] == [[1, 0], [0, 1]]
+    again = make_trainer(tmp_path, more={"compute_metrics": trainer.compute_metrics})
+    again.train(resume_from_checkpoint=True)
+    assert logged(again, "eval_each") == [[0.0, 1.0, 2.0]] * 3
+
+
+def test_metrics_that_lack_labels_are_explained(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    blind = [{"x": row["x"]} for row in samples(3)]
+    trainer = make_trainer(tmp_path, more={"compute_metrics": Seen()})
+    with caplog.at_level(logging.WARNING):
+        assert "eval_error" not in trainer.evaluate(blind)
+    assert (
+        "compute_metrics is not called, because there are no labels. The batches hold x; labels are "
+        "looked up under labels. Name the labels in label_names"
+    ) in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        trainer.predict(blind)  # predictions without labels are nothing unusual
+        trainer.evaluate()
+    assert not caplog.records
+
+
+def test_metrics_by_batch_know_the_last_of_a_stream(tmp_path: Path) -> None:
+    flags: list[bool] = []
+
+    def compute(prediction: EvalPrediction, compute_result: bool) -> dict[str, int]:
+        flags.append(compute_result)
+        return {"batches": len(flags)}
+
+    trainer = make_trainer(
+        tmp_path,
+        evaluation=Stream(samples(9)),
+        batch_eval_metrics=True,
+        more={"compute_metrics": compute},
+    )
+    assert trainer.evaluate()["eval_batches"] == 3
+    assert flags == [False, False, True]
+
+
+class Detecting(Scored):
+    """Returns a list of one dict per sample, of as many boxes as it likes."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Any]:
+        output: dict[str, Any] = super().forward(x, labels)
+        output["boxes"] = [
+            {"corners": row[: 1 + i % 2], "name": f"n{len(x)}"} for i, row in enumerate(x)
+        ]
+        return output
+
+
+def test_python_objects_are_collected_on_every_call(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def compute(prediction: EvalPrediction) -> dict[str, int]:
+        seen.append(prediction.predictions)
+        return {"boxes": sum(len(sample["corners"]) for sample in prediction.predictions[1])}
+
+    trainer = make_trainer(
+        tmp_path,
+        scored("mlp", Detecting),
+        evaluation=samples(6),
+        eval_use_gather_object=True,
+        more={"compute_metrics": compute},
+    )
+    for _ in range(2):
+        assert trainer.evaluate()["eval_boxes"] == 9
+        logits, boxes = seen.pop()
+        assert logits.shape == (6, 2)
+        assert [box["name"] for box in boxes] == ["n4"] * 4 + ["n2"] * 2
+        corners = [box["corners"].tolist() for box in boxes]
+        assert corners == [row["x"][: 1 + i % 2].tolist() for i, row in enumerate(samples(6))]
+        assert isinstance(boxes[0]["corners"], np.ndarray)
+
+
+def test_without_asking_objects_are_refused_with_a_way_out(tmp_path: Path) -> None:
+    model = scored("mlp", Detecting)
+    with pytest.raises(
+        TypeError, match=r"predictions\[1\]: batch 1 has a list of 2 where batch 0 has"
+    ):
+        make_trainer(tmp_path, model).predict(samples(6))
+    apart = make_trainer(tmp_path, model, eval_do_concat_batches=False).predict(samples(6))
+    assert [len(boxes) for _, boxes in apart.predictions] == [4, 2]
+
+
+class Fickle(Scored):
+    """Returns other outputs in training than for a batch that is not full."""
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        output = super().forward(x, labels)
+        return {**output, "more": x} if len(x) < 4 else output
+
+
+def test_outputs_of_different_structure_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        TypeError,
+        match=r"predictions: batch 1 has a tuple of 2 where batch 0 has a value of type ndarray.*"
+        "eval_do_concat_batches=False",
+    ):
+        make_trainer(tmp_path, scored("mlp", Fickle)).predict(samples(6))
+    labelled = [*samples(4), *({"x": row["x"]} for row in samples(2))]
+    with pytest.raises(ValueError, match="1 of 2 batches have no labels"):
+        make_trainer(tmp_path).predict(labelled)
+
+
+def test_outputs_that_were_reduced_do_not_stay_in_memory(tmp_path: Path) -> None:
+    outputs: list[Any] = []
+    most: list[int] = []
+
+    def reduce(logits: Tensor, labels: Tensor) -> Tensor:
+        gc.collect()
+        outputs.append(weakref.ref(logits))
+        most.append(sum(ref() is not None for ref in outputs))
+        return logits[:, :1]  # a view
+
+    trainer = make_trainer(
+        tmp_path, per_device_eval_batch_size=1, more={"preprocess_logits_for_metrics": reduce}
+    )
+    output = trainer.predict(samples(12))
+    assert output.predictions.shape == (12, 1)
+    assert max(most) <= 2
+
+
+def test_modules_go_back_to_the_mode_that_each_had(tmp_path: Path) -> None:
+    model = scored("dropout")
+    model.train()
+    frozen = next(m for m in model.modules() if isinstance(m, nn.Dropout))
+    frozen.eval()
+    modes = [m.training for m in model.modules()]
+    make_trainer(tmp_path, model).evaluate()
+    assert [m.training for m in model.modules()] == modes
+
+
+class Caching(Scored):
+    """Computes a table when it first runs, and uses it from then on."""
+
+    table: Tensor | None = None
+
+    def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        if self.table is None:
+            self.table = torch.linspace(1, 2, 2)
+        logits = self.body(x) * self.table
+        return {"logits": logits, "loss": mse_loss(logits, labels)}
+
+
+def test_what_an_evaluation_computed_can_be_trained_with(tmp_path: Path) -> None:
+    """Tensors made under ``torch.inference_mode`` could not."""
+    trainers = [
+        make_trainer(tmp_path, scored("mlp", Caching), eval_on_start=first)
+        for first in (True, False)
+    ]
+    for trainer in trainers:
+        trainer.train()
+    assert logged(trainers[0], "loss") == logged(trainers[1], "loss")
+
+
+def test_a_batch_that_does_not_fit_is_shown_with_what_the_model_takes(tmp_path: Path) -> None:
+    data = [{"pixels": row["x"], "labels": row["labels"]} for row in samples(3)]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'x'") as raised:
+        make_trainer(tmp_path).evaluate(data)
+    assert raised.value.__notes__ == [
+        "while evaluating on the batch {labels: (3, 2) float32}; the model's forward takes x, labels"
+    ]
+
+
+def test_data_of_which_nothing_reaches_the_model_are_explained(tmp_path: Path) -> None:
+    data = [{"pixels": row["x"], "name": "a"} for row in samples(3)]
+    with pytest.raises(
+        ValueError,
+        match=r"none of the data's keys \(pixels, name\) reaches the model, whose forward takes x, "
+        r"labels. Rename the keys, or set remove_unused_columns=False",
+    ):
+        make_trainer(tmp_path).evaluate(data)

@@ -14,12 +14,8 @@ from trainer.support import refuse_unsupported
     ("name", "value"),
     [
         ("torch_compile", True),
-        ("use_liger_kernel", True),
         ("push_to_hub", True),
         ("exact_reduction", True),
-        ("checkpoint_format", "hf"),
-        ("log_digest_steps", 3),
-        ("optim_target_modules", "all-linear"),
         ("report_to", ["tensorboard"]),
         ("fsdp", True),
     ],
@@ -47,12 +43,12 @@ def test_the_defaults_are_supported(tmp_path: Path) -> None:
 
 
 def test_hooks_that_nothing_calls_are_refused(tmp_path: Path) -> None:
-    class Sampling(Trainer):
-        def _get_train_sampler(self) -> None:
+    class Looping(Trainer):
+        def _inner_training_loop(self) -> None:
             return None
 
-    with pytest.raises(NotImplementedError, match="Sampling overrides _get_train_sampler, which"):
-        make_trainer(tmp_path, make=Sampling)
+    with pytest.raises(NotImplementedError, match="Looping overrides _inner_training_loop, which"):
+        make_trainer(tmp_path, make=Looping)
 
 
 def test_arguments_of_transformers_are_taken_over(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.checkpoint.contents import Contents
+from trainer.checkpoint.contents import Buffers, Contents
 from trainer.checkpoint.writer import save
 
 
@@ -13,10 +13,12 @@ class BackgroundWriter:
     """Writes one checkpoint at a time in a thread, to the same bytes as ``save``.
 
     An exception in the thread is kept and raised once, by the next ``submit``, ``wait`` or ``check``.
-    The thread is no daemon: a program that ends normally waits for it.
+    The thread is no daemon: a program that ends normally waits for it. The memory of the copy is kept
+    for the next one, until ``close``.
     """
 
     def __init__(self) -> None:
+        self._buffers = Buffers()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
 
@@ -48,11 +50,11 @@ class BackgroundWriter:
                 start it, the failure is raised once.
         """
         self.wait()
-        copied = contents.frozen_copy()
+        self._buffers.recycle()
+        copied = contents.frozen_copy(self._buffers)
         self._thread = threading.Thread(
             target=self._work, args=(root, step, copied, on_done), name=f"checkpoint-{step}"
         )
-        del copied  # the thread's alone, so that the memory is free when it ends
         self._thread.start()
 
     def wait(self) -> None:
@@ -61,6 +63,13 @@ class BackgroundWriter:
             self._thread.join()
             self._thread = None
         self.check()
+
+    def close(self) -> None:
+        """Wait as ``wait`` does, and give the memory of the copies back."""
+        try:
+            self.wait()
+        finally:
+            self._buffers.clear()
 
     def check(self) -> None:
         """Raise what went wrong in a save that has ended; never waits."""

@@ -9,6 +9,7 @@ import torch
 from attrs import evolve, field, frozen
 from torch import Tensor
 
+from trainer.checkpoint.hf_format import HfParts
 from trainstep import tree
 from trainstep.state import TrainState
 
@@ -31,6 +32,7 @@ class Contents:
         world_size: how many processes the training has.
         model_tensors: the model's tensors by name, for ``write_model``. They may share memory with the
             state and with each other; a copy shares likewise, so that nothing is copied twice.
+        hf: what the files of the Hugging Face Trainer hold; None writes the format without pickles.
     """
 
     write_model: Callable[..., None]
@@ -41,6 +43,7 @@ class Contents:
     host_rng: dict[int, dict[str, Any]] = field(factory=dict)
     world_size: int = 1
     model_tensors: Mapping[str, Tensor] | None = None
+    hf: HfParts | None = None
 
     def put_model(self, folder: Path) -> None:
         """Call ``write_model`` with what it takes."""
@@ -49,21 +52,26 @@ class Contents:
         else:
             self.write_model(folder, self.model_tensors)
 
-    def frozen_copy(self) -> "Contents":
+    def frozen_copy(self, buffers: "Buffers | None" = None) -> "Contents":
         """Return a copy on the host that no later step changes, written to the same bytes.
 
         Tensors on a CUDA device are copied to pinned memory; the call returns when all copies are
         done. Each tensor is copied once, however often it occurs.
+
+        Args:
+            buffers: memory to copy into, so that a later copy need not allocate it again.
         """
-        copies = _HostCopies()
+        copies = _HostCopies(Buffers() if buffers is None else buffers)
         model_tensors = self.model_tensors
         if model_tensors is not None:
             model_tensors = {name: copies.of(tensor) for name, tensor in model_tensors.items()}
         state = None if self.state is None else tree.map(copies.of, self.state)
+        hf = None if self.hf is None else self.hf.map(copies.of)
         copies.finish()
         return evolve(
             self,
             state=state,
+            hf=hf,
             model_tensors=model_tensors,
             position=copy.deepcopy(self.position),
             arguments=copy.deepcopy(self.arguments),
@@ -71,10 +79,48 @@ class Contents:
         )
 
 
+class Buffers:
+    """Host tensors that one copy after the other is made into.
+
+    Fresh memory costs the system more time than copying: it is given page by page, each cleared first.
+    """
+
+    def __init__(self) -> None:
+        self._free: dict[Any, list[Tensor]] = {}
+        self._used: list[tuple[Any, Tensor]] = []
+
+    def like(self, tensor: Tensor) -> Tensor:
+        """Return a host tensor of that dtype, shape and layout; pinned for one on a CUDA device."""
+        key = (tensor.dtype, tensor.shape, tensor.stride(), tensor.is_cuda)
+        waiting = self._free.get(key)
+        if waiting:
+            buffer = waiting.pop()
+        else:
+            buffer = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        self._used.append((key, buffer))
+        return buffer
+
+    def trim(self) -> None:
+        """Forget what the last copy had no use for."""
+        self._free.clear()
+
+    def recycle(self) -> None:
+        """Let everything be used again: whoever had it needs it no more."""
+        for key, buffer in self._used:
+            self._free.setdefault(key, []).append(buffer)
+        self._used.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._free.clear()
+        self._used.clear()
+
+
 class _HostCopies:
     """Copies tensors to the host, the same view of the same memory once."""
 
-    def __init__(self) -> None:
+    def __init__(self, buffers: Buffers) -> None:
+        self._buffers = buffers
         self._done: dict[Any, Any] = {}
         self._devices: set[torch.device] = set()
 
@@ -93,11 +139,13 @@ class _HostCopies:
         """Wait for the copies that are under way."""
         for device in self._devices:
             torch.cuda.current_stream(device).synchronize()
+        self._buffers.trim()
 
     def _copy(self, tensor: Tensor) -> Tensor:
-        if tensor.device.type != "cuda":
-            return tensor.cpu() if tensor.device.type != "cpu" else tensor.clone()
-        target = torch.empty_like(tensor, device="cpu", pin_memory=True)
-        target.copy_(tensor, non_blocking=True)
-        self._devices.add(tensor.device)
+        if tensor.device.type not in ("cpu", "cuda"):
+            return tensor.cpu()
+        target = self._buffers.like(tensor)
+        target.copy_(tensor, non_blocking=tensor.is_cuda)
+        if tensor.is_cuda:
+            self._devices.add(tensor.device)
         return target

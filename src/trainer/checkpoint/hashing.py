@@ -10,6 +10,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from trainstep.compare import leaf_digest
 
-CHUNK = 1 << 24
-"""Bytes that are written and hashed at a time."""
+CHUNK = 1 << 20
+"""Bytes that are read and hashed or compared at a time: few enough to stay in the cache."""
 _SMALL = 1 << 16
 """Leaves below this size are hashed on the spot: handing them over would cost more."""
 
@@ -88,41 +89,52 @@ class Workers:
 
 
 class Hashing:
-    """The digests of one save or one verification: whole files in order, leaves in any order."""
+    """The digests of one save or one verification, each computed in one of a few threads.
+
+    Attributes:
+        tasks: the threads.
+        leaves: the digest of every leaf that was handed over, by path; complete after ``join``.
+    """
 
     def __init__(self) -> None:
-        self._files = Workers(1)
-        self.tasks = Workers(max(1, min(4, (os.cpu_count() or 2) - 1)))
+        self.tasks = Workers(max(1, min(4, os.cpu_count() or 1)))
         self.leaves: dict[str, str] = {}
 
     def __enter__(self) -> "Hashing":
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        self._files.close()
         self.tasks.close()
 
-    def update(self, sha: Any, data: bytes | memoryview) -> None:
-        """Feed ``data`` to a file's SHA-256, after what was fed before. It must not change."""
-        self._files.put(sha.update, data)
-
     def leaf(self, path: str, tensor: Tensor) -> None:
-        """Digest a contiguous host tensor under its path; it is in ``leaves`` after ``join``."""
+        """Digest a contiguous host tensor under its path. It must not change until ``join``."""
         if tensor.numel() * tensor.element_size() < _SMALL:
-            self.digest(path, tensor)
+            self._digest(path, tensor)
         else:
-            self.tasks.put(self.digest, path, tensor)
+            self.tasks.put(self._digest, path, tensor)
 
-    def digest(self, path: str, tensor: Tensor) -> None:
-        """Digest a leaf in this thread."""
-        self.leaves[path] = leaf_digest(path, tensor).hex()
+    def file(self, path: Path) -> Any:
+        """Hash a whole file; return its SHA-256 object, final after ``join``."""
+        sha = new_sha()
+        self.tasks.put(hash_file, path, sha)
+        return sha
 
     def join(self) -> None:
-        """Wait for everything that was queued."""
-        self._files.join()
+        """Wait for everything that was handed over; raise the first exception, if any."""
         self.tasks.join()
 
+    def _digest(self, path: str, tensor: Tensor) -> None:
+        self.leaves[path] = leaf_digest(path, tensor).hex()
 
-def new_sha() -> Any:
-    """Return a fresh SHA-256."""
-    return hashlib.sha256()
+
+def new_sha(data: bytes = b"") -> Any:
+    """Return a SHA-256 that has seen ``data``."""
+    return hashlib.sha256(data)
+
+
+def hash_file(path: Path, sha: Any) -> None:
+    """Feed a whole file to a SHA-256."""
+    buffer = memoryview(bytearray(CHUNK))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            sha.update(buffer[:count])

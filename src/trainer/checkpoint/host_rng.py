@@ -19,8 +19,37 @@ def capture() -> dict[str, Any]:
     Keys: ``python``, ``numpy``, ``torch``, ``cuda`` (a list with one entry a device). ``restore`` brings
     back exactly these, also after a way through JSON.
     """
-    version, words, gauss = random.getstate()
-    name, key, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002
+    objects: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),  # noqa: NPY002
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        objects["cuda"] = torch.cuda.get_rng_state_all()
+    return as_json(objects)
+
+
+def restore(state: dict[str, Any]) -> None:
+    """Put back what ``capture`` returned; generators that it does not name are left alone.
+
+    States of CUDA devices that this process does not have are ignored.
+    """
+    objects = as_objects(state)
+    if "python" in objects:
+        random.setstate(objects["python"])
+    if "numpy" in objects:
+        np.random.set_state(objects["numpy"])  # noqa: NPY002
+    if "torch" in objects:
+        torch.set_rng_state(objects["torch"])
+    if torch.cuda.is_available():
+        for index, one in enumerate(objects.get("cuda", [])[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(one, index)
+
+
+def as_json(objects: dict[str, Any]) -> dict[str, Any]:
+    """Return states as the libraries give them (tuples, tensors) as JSON values."""
+    version, words, gauss = objects["python"]
+    name, key, position, has_gauss, cached = objects["numpy"]
     state: dict[str, Any] = {
         "python": [version, list(words), None if gauss is None else gauss.hex()],
         "numpy": [
@@ -30,31 +59,28 @@ def capture() -> dict[str, Any]:
             int(has_gauss),
             float(cached).hex(),
         ],
-        "torch": _text(torch.get_rng_state()),
+        "torch": _text(objects["torch"]),
     }
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = [_text(one) for one in torch.cuda.get_rng_state_all()]
+    if "cuda" in objects:
+        state["cuda"] = [_text(one) for one in objects["cuda"]]
     return state
 
 
-def restore(state: dict[str, Any]) -> None:
-    """Put back what ``capture`` returned; generators that it does not name are left alone.
-
-    States of CUDA devices that this process does not have are ignored.
-    """
+def as_objects(state: dict[str, Any]) -> dict[str, Any]:
+    """Return what the libraries take for what ``as_json`` made of it; keys may be missing."""
+    objects: dict[str, Any] = {}
     if "python" in state:
         version, words, gauss = state["python"]
-        cached = None if gauss is None else float.fromhex(gauss)
-        random.setstate((version, tuple(words), cached))
+        objects["python"] = (version, tuple(words), gauss and float.fromhex(gauss))
     if "numpy" in state:
-        name, key, position, has_gauss, gauss = state["numpy"]
+        name, key, position, has_gauss, cached = state["numpy"]
         words = np.array(key, dtype=np.uint32)
-        np.random.set_state((name, words, position, has_gauss, float.fromhex(gauss)))  # noqa: NPY002
+        objects["numpy"] = (name, words, position, has_gauss, float.fromhex(cached))
     if "torch" in state:
-        torch.set_rng_state(_tensor(state["torch"]))
-    if torch.cuda.is_available():
-        for index, text in enumerate(state.get("cuda", [])[: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(_tensor(text), index)
+        objects["torch"] = _tensor(state["torch"])
+    if "cuda" in state:
+        objects["cuda"] = [_tensor(text) for text in state["cuda"]]
+    return objects
 
 
 def _text(state: Tensor) -> str:

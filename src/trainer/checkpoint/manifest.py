@@ -19,10 +19,18 @@ FORMAT = 1
 
 @frozen
 class File:
-    """Size in bytes and SHA-256 in hexadecimal of one file."""
+    """One file of a checkpoint.
+
+    Attributes:
+        size: in bytes.
+        sha256: in hexadecimal.
+        of: what was hashed: ``"bytes"``, the file as it is, or ``"tensors"``, the header of a safetensors
+            file and then the digests of its tensors, see ``trainer.checkpoint.trees``.
+    """
 
     size: int
     sha256: str
+    of: str = "bytes"
 
 
 @frozen

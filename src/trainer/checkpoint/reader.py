@@ -9,7 +9,9 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from trainer.checkpoint import hf_reader
 from trainer.checkpoint.errors import CheckpointError
+from trainer.checkpoint.hf_format import Foreign, is_foreign
 from trainer.checkpoint.layout import (
     ARGUMENTS,
     MANIFEST,
@@ -41,6 +43,8 @@ class Loaded:
         arguments: the arguments of the training that wrote it.
         host_rng: the random state of each rank's host.
         manifest: what it consists of; ``manifest.step`` is its step.
+        foreign: what the Hugging Face Trainer wrote, for a checkpoint that is its own; such a one has no
+            state, position, arguments, files and digests. None for those of this package.
     """
 
     path: Path
@@ -50,22 +54,23 @@ class Loaded:
     arguments: dict[str, Any]
     host_rng: dict[int, dict[str, Any]]
     manifest: Manifest
+    foreign: Foreign | None = None
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Loaded:
     """Read a checkpoint once, verifying all of it; the state's tensors are put on ``device``.
 
+    A checkpoint of the Hugging Face Trainer is recognised by its files; what can be verified of it says
+    ``hf_reader.problems``.
+
     Raises:
         CheckpointError: if anything is missing or is not what was written, with everything found.
     """
     path = Path(path)
+    if is_foreign(path):
+        return _load_foreign(path)
     scan = Scan(path, keep=True, digests=False)
-    problems = scan.run()
-    if problems:
-        raise CheckpointError(
-            f"{path}: the checkpoint cannot be used:\n  " + "\n  ".join(_shorten(problems)) + "\n"
-            "Resume from another one (newest(folder) finds it), or restore this one from a copy"
-        )
+    _raise_if_any(path, scan.run())
     assert scan.manifest is not None
     train_state = json.loads(scan.texts[TRAIN_STATE])
     state = None
@@ -89,14 +94,17 @@ def verify(path: str | os.PathLike[str], *, leaves: bool = False) -> list[str]:
 
     Checked are the manifest, the presence, size and SHA-256 of every file, that each leaf of the state is
     in its file, and that the folder is named after the step that it holds. In a damaged file the leaves
-    whose digests do not fit are named. Other files in the folder are not looked at.
+    whose digests do not fit are named. Other files in the folder are not looked at. A checkpoint of the
+    Hugging Face Trainer has no manifest, so that less can be checked; see ``hf_reader.problems``.
 
     Args:
         path: the checkpoint's folder.
-        leaves: digest every leaf, not only those of damaged files. Where a file's SHA-256 fits this
-            can only find mistakes made when it was written.
+        leaves: digest also the leaves in ``optimizer.pt``, whose SHA-256 does not need that: where it fits
+            this can only find mistakes made when it was written.
     """
     path = Path(path)
+    if is_foreign(path):
+        return hf_reader.problems(path)
     scan = Scan(path, keep=False, digests=leaves)
     problems = scan.run()
     named = step_of(path)
@@ -119,6 +127,32 @@ def newest(root: str | os.PathLike[str]) -> tuple[Path | None, list[tuple[Path, 
             return path, skipped
         skipped.append((path, "; ".join(_shorten(problems))))
     return None, skipped
+
+
+def _load_foreign(path: Path) -> Loaded:
+    _raise_if_any(path, hf_reader.problems(path))
+    try:
+        foreign, random_states, step = hf_reader.read_foreign(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be used:\n  {error}") from error
+    return Loaded(
+        path=path,
+        state=None,
+        position={},
+        trainer_state=(path / TRAINER_STATE).read_text(),
+        arguments={},
+        host_rng=random_states,
+        manifest=Manifest(step, max(1, len(random_states)), {}, {}, {}),
+        foreign=foreign,
+    )
+
+
+def _raise_if_any(path: Path, problems: list[str]) -> None:
+    if problems:
+        raise CheckpointError(
+            f"{path}: the checkpoint cannot be used:\n  " + "\n  ".join(_shorten(problems)) + "\n"
+            "Resume from another one (newest(folder) finds it), or restore this one from a copy"
+        )
 
 
 def _rebuild(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> TrainState:

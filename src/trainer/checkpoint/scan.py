@@ -1,7 +1,7 @@
 """One pass over a checkpoint's files that checks all of them and, if asked, keeps what they hold."""
 
 import json
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ import torch
 from attrs import define, field
 from torch import Tensor
 
+from trainer.checkpoint import hf_reader
 from trainer.checkpoint.errors import CheckpointError
-from trainer.checkpoint.hashing import Hashing, new_sha
+from trainer.checkpoint.hashing import Hashing, hash_file, new_sha
 from trainer.checkpoint.layout import (
     ARGUMENTS,
     MANIFEST,
@@ -20,7 +21,8 @@ from trainer.checkpoint.layout import (
     host_rng_rank,
 )
 from trainer.checkpoint.manifest import File, Manifest, parse_manifest
-from trainer.checkpoint.tensors import read_tensors, skim
+from trainer.checkpoint.trees import TensorFile, node_path
+from trainstep.compare import leaf_digest
 
 _TEXTS = (TRAIN_STATE, TRAINER_STATE, ARGUMENTS)
 
@@ -51,8 +53,8 @@ class Scan:
     Attributes:
         path: the folder.
         keep: whether to keep the tensors.
-        digests: whether to digest every leaf. If not, only those in files whose SHA-256 does not fit, to
-            name the damaged ones: the others' bytes are those that were digested when they were saved.
+        digests: whether to digest also those leaves whose file's digest does not need it: leaves in a
+            file that is no safetensors file.
         manifest: what should be there; None if it cannot be read.
         texts: the JSON files of the checkpoint itself (not the model's), as bytes.
         tensors: the leaves of the state by path, on the host, each with memory of its own.
@@ -67,6 +69,8 @@ class Scan:
     tensors: dict[str, Tensor] = field(factory=dict)
     problems: list[str] = field(factory=list)
     _damaged: set[str] = field(factory=set, init=False)
+    _found: set[str] = field(factory=set, init=False)  # leaves that are in their file
+    _digests: dict[str, str] = field(factory=dict, init=False)  # of leaves as read, by path
 
     def run(self) -> list[str]:
         """Read everything and return the problems."""
@@ -81,80 +85,102 @@ class Scan:
         for name in _TEXTS:
             if name not in files:
                 self._note(name, f"not in {MANIFEST}")
+        texts = [name for name in files if _is_text(name)]
+        for name in texts:
+            if self._fits(name):
+                self._text(name)
+        places = self._places()
+        large = [name for name in files if name not in texts and self._fits(name)]
         with Hashing() as hashing:
-            shas = {name: self._text(name, hashing) for name in files if _is_text(name)}
+            pending = [self._start(name, places.get(name, {}), hashing) for name in large]
             hashing.join()
-            self._compare(shas)
-            places = self._places()
-            found: set[str] = set()
-            large = [name for name in files if name not in shas]
-            shas = {name: self._file(name, places.get(name), hashing, found) for name in large}
-            hashing.join()
-            for name in self._compare(shas):
-                if name in places and not self.digests:
-                    self._digest(name, places[name], hashing)
-            hashing.join()
-            self._check_leaves(places, found, hashing.leaves)
+        for finish in pending:
+            finish()
+        self._check_leaves(places)
         return self.problems
 
-    def _text(self, name: str, hashing: Hashing) -> Any:
-        """Read one of the checkpoint's own JSON files; return as ``_file`` does."""
+    def _start(self, name: str, places: _Places, hashing: Hashing) -> Callable[[], None]:
+        """Start to read a file; return what is to be called when it has been read."""
+        if self._expected(name).of == "tensors":
+            return self._start_tree(name, places, hashing)
         sha = new_sha()
-        if not self._fits(name):
-            return None
-        try:
-            self.texts[name] = (self.path / name).read_bytes()
-        except OSError as error:
-            self._note(name, f"it cannot be read: {error}")
-            return None
-        hashing.update(sha, self.texts[name])
-        return sha
+        hashing.tasks.put(self._try, name, hash_file, self.path / name, sha)
+        return lambda: self._finish_file(name, places, sha)
 
-    def _file(self, name: str, places: _Places | None, hashing: Hashing, found: set[str]) -> Any:
-        """Read one file; return its SHA-256 object, or None if a problem was noted already."""
-        sha = new_sha()
-        if not self._fits(name):
-            return None
+    def _finish_file(self, name: str, places: _Places, sha: Any) -> None:
+        if name in self._damaged or not self._compare(name, sha.hexdigest()) or not places:
+            return
+        if self.keep or self.digests:
+            for entry, tensor in hf_reader.optimizer_tensors(self.path / name).items():
+                self._take(places.get(entry, []), tensor)
+        else:  # it is, to the bit, what was saved with all these leaves
+            self._found |= {leaf.path for leaves in places.values() for leaf in leaves}
+
+    def _start_tree(self, name: str, places: _Places, hashing: Hashing) -> Callable[[], None]:
+        """Start to read a safetensors file; its tensors are kept if they are needed."""
+        assert self.manifest is not None
+        known = self.manifest.leaves
         try:
-            if places is None:
-                with open(self.path / name, "rb", buffering=0) as file:
-                    skim(file, self._expected(name).size, sha, hashing)
-            else:
-                self._leaves(name, places, hashing, sha, found)
+            tree = TensorFile.open(self.path / name)
         except (ValueError, OSError) as error:
             self._note(name, f"it cannot be read: {error}")
-            return None
-        return sha
+            return lambda: None
+        tensors = {
+            entry.name: torch.empty(entry.shape, dtype=entry.dtype)
+            for entry in tree.entries
+            if entry.dtype is not None
+            and any(
+                self.keep or leaf.dtype or leaf.path != node_path(entry.name, known)
+                for leaf in places.get(entry.name, [])
+            )
+        }
+        for run in tree.runs():
+            paths = {entry.name: node_path(entry.name, known) for entry in run}
+            hashing.tasks.put(self._try, name, tree.read, run, paths, tensors)
+        return lambda: self._finish_tree(name, places, tree, tensors)
 
-    def _leaves(
-        self, name: str, places: _Places, hashing: Hashing, sha: Any, found: set[str]
+    def _finish_tree(
+        self, name: str, places: _Places, tree: TensorFile, tensors: dict[str, Tensor]
     ) -> None:
-        """Read a file that holds leaves, keeping and digesting them as the fields say."""
-        needed = self.keep or self.digests
-        reading = read_tensors(
-            self.path / name, hashing, sha, lambda entry: needed and entry.name in places
-        )
-        for entry, tensor in reading:
-            for number, leaf in enumerate(places.get(entry.name, ())):
-                found.add(leaf.path)
-                if tensor is None:
-                    continue
-                own = leaf.restore(tensor.clone() if number else tensor)
-                if self.digests:
-                    hashing.leaf(leaf.path, own)
-                if self.keep:
-                    self.tensors[leaf.path] = own
+        assert self.manifest is not None
+        if name in self._damaged:
+            return
+        self._compare(name, tree.digest())
+        for entry in tree.entries:
+            for leaf in places.get(entry.name, []):
+                if leaf.path == node_path(entry.name, self.manifest.leaves) and leaf.dtype is None:
+                    self._digests[leaf.path] = tree.nodes[entry.name]
+                    self._found.add(leaf.path)
+            if entry.name in tensors:
+                self._take(places[entry.name], tensors[entry.name])
 
-    def _digest(self, name: str, places: _Places, hashing: Hashing) -> None:
-        """Digest the leaves in a damaged file, as far as it can be read."""
-        reading = read_tensors(
-            self.path / name, hashing, new_sha(), lambda entry: entry.name in places
-        )
-        with suppress(ValueError, OSError):
-            for entry, tensor in reading:
-                for leaf in places.get(entry.name, ()):
-                    if tensor is not None:
-                        hashing.leaf(leaf.path, leaf.restore(tensor))
+    def _take(self, leaves: list[_Leaf], tensor: Tensor) -> None:
+        """Digest and keep the leaves that one stored tensor is."""
+        for number, leaf in enumerate(leaves):
+            own = leaf.restore(tensor.clone() if number and self.keep else tensor)
+            self._found.add(leaf.path)
+            if leaf.path not in self._digests:
+                self._digests[leaf.path] = leaf_digest(leaf.path, own).hex()
+            if self.keep:
+                self.tensors[leaf.path] = own
+
+    def _try(self, name: str, call: Callable[..., Any], *arguments: Any) -> None:
+        """Read a part of a file, in a thread; note if that fails."""
+        try:
+            call(*arguments)
+        except (ValueError, OSError) as error:
+            if name not in self._damaged:
+                self._note(name, f"it cannot be read: {error}")
+
+    def _text(self, name: str) -> None:
+        """Read one of the checkpoint's own JSON files."""
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            self._note(name, f"it cannot be read: {error}")
+            return
+        if self._compare(name, new_sha(data).hexdigest()):
+            self.texts[name] = data
 
     def _places(self) -> dict[str, _Places]:
         """Return file -> tensor's name there -> leaves; empty if ``train_state.json`` is damaged."""
@@ -181,30 +207,22 @@ class Scan:
             self._note(name, f"it has {size} bytes, expected {expected}")
         return size == expected
 
-    def _compare(self, shas: dict[str, Any]) -> list[str]:
-        """Compare the files' digests with the manifest's; return, and forget, those that differ."""
-        differing = []
-        for name, sha in shas.items():
-            expected = self._expected(name).sha256
-            if sha is not None and sha.hexdigest() != expected:
-                self._note(name, f"its SHA-256 is {sha.hexdigest()}, expected {expected}")
-                self.texts.pop(name, None)
-                differing.append(name)
-        return differing
+    def _compare(self, name: str, actual: str) -> bool:
+        """Compare a file's digest with the manifest's."""
+        expected = self._expected(name).sha256
+        if actual != expected:
+            self._note(name, f"its SHA-256 is {actual}, expected {expected}")
+        return actual == expected
 
-    def _check_leaves(
-        self, places: dict[str, _Places], found: set[str], digests: dict[str, str]
-    ) -> None:
+    def _check_leaves(self, places: dict[str, _Places]) -> None:
         assert self.manifest is not None
         for file, names in places.items():
             whole = file not in self._damaged
             for leaf in (leaf for leaves in names.values() for leaf in leaves):
-                if (
-                    digests.get(leaf.path, self.manifest.leaves[leaf.path])
-                    != (self.manifest.leaves[leaf.path])
-                ):
+                expected = self.manifest.leaves[leaf.path]
+                if self._digests.get(leaf.path, expected) != expected:
                     self._note(file, f"the values of {leaf.path} are not those saved")
-                elif whole and leaf.path not in found:
+                elif whole and leaf.path not in self._found:
                     self._note(file, f"{leaf.path} is not in it")
 
     def _note(self, name: str, what: str) -> None:

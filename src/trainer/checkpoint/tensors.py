@@ -1,14 +1,14 @@
-"""The safetensors format, read and written piece by piece so that hashing runs beside the disk.
+"""The safetensors format, read and written piece by piece.
 
 The format (https://huggingface.co/docs/safetensors): eight bytes with the header's length, little
 endian; a JSON header ``{name: {dtype, shape, data_offsets}}``; the data without gaps. What is written
 here is read by the ``safetensors`` package and the reverse. The package itself is not used because it
-neither hashes what it writes nor writes without all tensors on the host.
+needs all tensors on the host at once, and reads whole tensors where a piece is enough to hash.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +17,7 @@ from attrs import frozen
 from torch import Tensor
 
 from trainer.checkpoint import io
-from trainer.checkpoint.hashing import CHUNK, Hashing, bytes_of, host_tensor, new_sha
+from trainer.checkpoint.hashing import CHUNK, bytes_of, host_tensor, same_bytes
 
 _DTYPES = {
     "BOOL": torch.bool,
@@ -41,6 +41,8 @@ _DTYPES = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the limit of the safetensors package
+_PIECE = 1 << 24
+"""Bytes that are written at a time."""
 
 
 @frozen
@@ -49,6 +51,7 @@ class Entry:
 
     Attributes:
         name: its name there.
+        kind: the format's name of its type.
         dtype: its type; None for one that this version does not know.
         shape: its lengths.
         start: where its bytes begin, counted from the end of the header.
@@ -56,6 +59,7 @@ class Entry:
     """
 
     name: str
+    kind: str
     dtype: torch.dtype | None
     shape: tuple[int, ...]
     start: int
@@ -70,15 +74,14 @@ def storable(dtype: torch.dtype) -> bool:
 def write_tensors(
     path: Path,
     tensors: Mapping[str, Tensor],
-    hashing: Hashing,
     leaf_of: Callable[[str, Tensor], None],
-) -> Any:
-    """Write tensors of any device, layout and sharing to a new file and bring it to the disk.
+    written: Callable[[], None],
+) -> None:
+    """Write tensors of any device, layout and sharing to a new file.
 
-    One tensor at a time is brought to the host. ``leaf_of(name, host_tensor)`` is called for each.
-
-    Returns:
-        The file's SHA-256 object, final after ``hashing.join()``.
+    One tensor at a time is brought to the host. ``leaf_of(name, host_tensor)`` is called for each: at
+    once for those that had to be copied, so that no copy is kept; for the others after ``written()``,
+    which starts to bring the closed file to the disk, so that hashing does not keep that waiting.
     """
     # Wide types first, so that each tensor is aligned to its item size in the file.
     order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
@@ -90,43 +93,29 @@ def write_tensors(
         header[name] = {**spec, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    sha = new_sha()
+    later = []
     with io.create(path) as file:
-        _put(file, len(text).to_bytes(8, "little") + text, sha, hashing)
+        _put(file, len(text).to_bytes(8, "little") + text)
         for name, tensor in order:
             host = host_tensor(tensor)
-            _put(file, bytes_of(host), sha, hashing)
-            leaf_of(name, host)
-        io.sync_open(file)
-    return sha
+            _put(file, bytes_of(host))
+            if host.data_ptr() == tensor.data_ptr():
+                later.append((name, host))
+            else:
+                leaf_of(name, host)
+    written()
+    for name, host in later:
+        leaf_of(name, host)
 
 
-def read_tensors(
-    path: Path, hashing: Hashing, sha: Any, wanted: Callable[[Entry], bool] = lambda entry: True
-) -> Iterator[tuple[Entry, Tensor | None]]:
-    """Read a file once, front to back, feeding all of it to ``sha``; yield each tensor read.
-
-    Args:
-        path: the file.
-        hashing: where the digests are computed.
-        sha: a SHA-256 object, final after ``hashing.join()``.
-        wanted: which entries to make a tensor of; the others are only hashed and yield None.
+def read_header(path: Path) -> tuple[list[Entry], bytes]:
+    """Read only a file's header; return its entries by their place, and the bytes before the data.
 
     Raises:
-        ValueError: if the file is not in the format, without having allocated what it claims.
+        ValueError: if the file is not in the format.
     """
-    size = path.stat().st_size
     with open(path, "rb", buffering=0) as file:
-        entries, header = _read_header(file, size)
-        hashing.update(sha, header)
-        for entry in entries:
-            if entry.dtype is None or not wanted(entry):
-                skim(file, entry.size, sha, hashing)
-                yield entry, None
-                continue
-            tensor = torch.empty(entry.shape, dtype=entry.dtype)
-            _fill(file, bytes_of(tensor), sha, hashing)
-            yield entry, tensor
+        return _read_header(file, path.stat().st_size)
 
 
 def read_index(path: Path) -> tuple[list[Entry], int]:
@@ -135,47 +124,50 @@ def read_index(path: Path) -> tuple[list[Entry], int]:
     Raises:
         ValueError: if the file is not in the format.
     """
-    with open(path, "rb", buffering=0) as file:
-        entries, header = _read_header(file, path.stat().st_size)
+    entries, header = read_header(path)
     return entries, len(header)
 
 
-def read_bytes(path: Path, start: int, size: int) -> bytearray:
-    """Read ``size`` bytes at ``start``; fewer if the file ends there."""
-    data = bytearray(size)
-    with open(path, "rb", buffering=0) as file:
-        file.seek(start)
-        done = 0
-        while done < size and (count := file.readinto(memoryview(data)[done:])):
-            done += count
-    return data[:done] if done < size else data
+def read_pieces(
+    file: Any, size: int, see: Callable[[memoryview], Any], target: memoryview | None = None
+) -> None:
+    """Read ``size`` bytes, calling ``see`` with piece after piece; with ``target``, into that.
 
-
-def skim(file: Any, size: int, sha: Any, hashing: Hashing) -> None:
-    """Read ``size`` bytes for their hash alone."""
-    while size:
-        data = file.read(min(size, CHUNK))
-        if not data:
-            raise ValueError("it ends too early")
-        hashing.update(sha, data)
-        size -= len(data)
-
-
-def _put(file: BinaryIO, data: bytes | memoryview, sha: Any, hashing: Hashing) -> None:
-    for start in range(0, len(data), CHUNK):
-        piece = data[start : start + CHUNK]
-        io.write(file, piece)
-        hashing.update(sha, piece)
-
-
-def _fill(file: Any, target: memoryview, sha: Any, hashing: Hashing) -> None:
+    Raises:
+        ValueError: if the file ends before.
+    """
+    buffer = memoryview(bytearray(min(size, CHUNK))) if target is None else target
     done = 0
-    while done < len(target):
-        count = file.readinto(target[done : done + CHUNK])
+    while done < size:
+        start = 0 if target is None else done
+        count = file.readinto(buffer[start : start + min(CHUNK, size - done)])
         if not count:
             raise ValueError("it ends too early")
-        hashing.update(sha, target[done : done + count])
+        see(buffer[start : start + count])
         done += count
+
+
+def holds(path: Path, start: int, data: memoryview) -> bool:
+    """Tell whether a file has ``data`` at ``start``."""
+    place, same = 0, True
+
+    def compare(piece: memoryview) -> None:
+        nonlocal place, same
+        same = same and same_bytes(piece, data[place : place + len(piece)])
+        place += len(piece)
+
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        try:
+            read_pieces(file, len(data), compare)
+        except ValueError:
+            return False
+    return same
+
+
+def _put(file: BinaryIO, data: bytes | memoryview) -> None:
+    for start in range(0, len(data), _PIECE):
+        io.write(file, data[start : start + _PIECE])
 
 
 def _read_header(file: Any, size: int) -> tuple[list[Entry], bytes]:
@@ -208,4 +200,4 @@ def _entry(name: str, spec: Mapping[str, Any]) -> Entry:
     # The size of a type that only other programs write is not known; its bytes are still hashed.
     if dtype is not None and math.prod(shape) * dtype.itemsize != stop - start:
         raise ValueError(f"tensor {name} does not fit its place")
-    return Entry(name, dtype, shape, start, stop - start)
+    return Entry(name, str(spec["dtype"]), dtype, shape, start, stop - start)

@@ -6,6 +6,7 @@ converted weights fail that test and go to ``weights.safetensors``, so nothing i
 model writes. All other leaves go to ``optimizer.safetensors``, which is written meanwhile.
 """
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,12 @@ from attrs import define, field
 from torch import Tensor
 
 from trainer.checkpoint import io
-from trainer.checkpoint.hashing import (
-    CHUNK,
-    Hashing,
-    Workers,
-    bytes_of,
-    host_tensor,
-    new_sha,
-    same_bytes,
-)
+from trainer.checkpoint.hashing import Hashing, Workers, bytes_of, host_tensor
 from trainer.checkpoint.layout import OPTIMIZER, PARTIAL
-from trainer.checkpoint.tensors import Entry, read_bytes, read_index, storable, write_tensors
+from trainer.checkpoint.manifest import File
+from trainer.checkpoint.tensors import Entry, holds, storable, write_tensors
+from trainer.checkpoint.trees import TensorFile, node_path
+from trainstep.compare import leaf_digest
 
 _IN_MODEL = ("params/", "buffers/")
 
@@ -34,14 +30,31 @@ class Stored:
     """What is on the disk so far; final after the joins in ``writer``.
 
     Attributes:
-        shas: the SHA-256 object of each file by name.
+        leaves: the paths of all leaves of the state.
+        shas: file -> SHA-256 object, for files that are hashed as they are.
+        trees: file -> its tensors; digests are missing for those that are leaves under their own path.
         where: leaf path -> (file, tensor's name there), for leaves outside of the optimizer's file.
         raw: leaf path -> (dtype, shape), for leaves that are stored as their bytes.
     """
 
+    leaves: Container[str]
     shas: dict[str, Any] = field(factory=dict)
+    trees: dict[str, TensorFile] = field(factory=dict)
     where: dict[str, tuple[str, str]] = field(factory=dict)
     raw: dict[str, tuple[str, list[int]]] = field(factory=dict)
+
+    def files(self, folder: Path, digests: dict[str, str]) -> dict[str, File]:
+        """Return the manifest's entries, given the digests of all leaves."""
+        found = {name: File(0, sha.hexdigest()) for name, sha in self.shas.items()}
+        for name, tree in self.trees.items():
+            for entry in tree.entries:
+                if entry.name not in tree.nodes:
+                    tree.nodes[entry.name] = digests[node_path(entry.name, self.leaves)]
+            found[name] = File(0, tree.digest(), "tensors")
+        return {
+            name: File((folder / name).stat().st_size, file.sha256, file.of)
+            for name, file in found.items()
+        }
 
 
 def split(leaves: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -68,29 +81,38 @@ def absorb_model(
         name = path.relative_to(folder).as_posix()
         if not path.is_file() or name == PARTIAL:
             continue
-        stored.shas[name] = sha = new_sha()
-        syncing.put(_sync_and_hash, path, sha)
-        if path.suffix == ".safetensors":
-            try:
-                _match(path, name, weights, found, hashing, comparing)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from None
+        syncing.put(io.sync_file, path)
+        if path.suffix != ".safetensors":
+            stored.shas[name] = hashing.file(path)
+            continue
+        try:
+            stored.trees[name] = tree = TensorFile.open(path)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+        for entry in tree.entries:
+            comparing.put(_match, tree, name, entry, weights, stored, found, hashing)
     comparing.join()
     # Sorted, so that a weight which two files hold is always said to be in the same one.
     stored.where |= {leaf: (file, name) for leaf, file, name in sorted(found, reverse=True)}
 
 
 def write_leaves(
-    path: Path, name: str, leaves: dict[str, Tensor], stored: Stored, hashing: Hashing
+    path: Path,
+    name: str,
+    leaves: dict[str, Tensor],
+    stored: Stored,
+    hashing: Hashing,
+    syncing: Workers,
 ) -> None:
     """Write leaves under their paths to a file that will be called ``name``."""
-    plain = {}
+    plain, nodes = {}, {}
     for leaf, tensor in leaves.items():
         if storable(tensor.dtype):
             plain[leaf] = tensor
         else:
             stored.raw[leaf] = (str(tensor.dtype), list(tensor.shape))
             plain[leaf] = host_tensor(tensor).reshape(-1).view(torch.uint8)
+            nodes[leaf] = leaf_digest(leaf, plain[leaf]).hex()
         if name != OPTIMIZER:
             stored.where[leaf] = (name, leaf)
 
@@ -99,35 +121,29 @@ def write_leaves(
             host = host.view(leaves[leaf].dtype).reshape(leaves[leaf].shape)
         hashing.leaf(leaf, host)
 
-    stored.shas[name] = write_tensors(path, plain, hashing, digest)
-
-
-def _sync_and_hash(path: Path, sha: Any) -> None:
-    io.sync_file(path)
-    with open(path, "rb", buffering=0) as file:
-        while data := file.read(CHUNK):
-            sha.update(data)
+    write_tensors(path, plain, digest, lambda: syncing.put(io.sync_file, path))
+    stored.trees[name] = TensorFile.open(path)
+    stored.trees[name].nodes.update(nodes)
 
 
 def _match(
-    path: Path,
+    tree: TensorFile,
     name: str,
+    entry: Entry,
     weights: dict[str, Tensor],
+    stored: Stored,
     found: set[tuple[str, str, str]],
     hashing: Hashing,
-    comparing: Workers,
 ) -> None:
-    entries, base = read_index(path)
-
-    def compare(leaf: str, entry: Entry, ours: Tensor) -> None:
-        written = read_bytes(path, base + entry.start, entry.size)
-        if same_bytes(written, bytes_of(ours)):
+    """Find the leaves that a tensor in the model's files has the bits of, and digest it."""
+    own = node_path(entry.name, stored.leaves)
+    for leaf in (f"params/{entry.name}", f"buffers/{entry.name}"):
+        ours = weights.get(leaf)
+        if ours is None or (ours.dtype, tuple(ours.shape)) != (entry.dtype, entry.shape):
+            continue
+        host = host_tensor(ours)
+        if holds(tree.path, len(tree.header) + entry.start, bytes_of(host)):
             found.add((leaf, name, entry.name))
-            hashing.leaf(leaf, ours)
-
-    for entry in entries:
-        for leaf in (f"params/{entry.name}", f"buffers/{entry.name}"):
-            ours = weights.get(leaf)
-            if ours is None or (ours.dtype, tuple(ours.shape)) != (entry.dtype, entry.shape):
-                continue
-            comparing.put(compare, leaf, entry, host_tensor(ours))
+            hashing.leaf(leaf, host)
+    if (own, name, entry.name) not in found:
+        tree.read([entry], {entry.name: own}, {})

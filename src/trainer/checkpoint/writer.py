@@ -16,12 +16,13 @@ from attrs import define
 from safetensors import SafetensorError
 from torch import Tensor
 
-from trainer.checkpoint import io
+from trainer.checkpoint import hf_writer, io, space
 from trainer.checkpoint.contents import Contents
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.hashing import Hashing, Workers, new_sha
 from trainer.checkpoint.layout import (
     ARGUMENTS,
+    EXTRAS,
     MANIFEST,
     OPTIMIZER,
     PARTIAL,
@@ -36,9 +37,6 @@ from trainer.checkpoint.manifest import File, Manifest, to_json
 from trainer.checkpoint.place import publish, tidy
 from trainer.checkpoint.weights import Stored, absorb_model, split, write_leaves
 from trainstep.serialize import to_flat
-
-_SLACK = 1 << 16
-"""Bytes allowed for headers, the manifest and the model's configuration."""
 
 
 def save(root: str | os.PathLike[str], step: int, contents: Contents) -> Path:
@@ -57,7 +55,7 @@ def save(root: str | os.PathLike[str], step: int, contents: Contents) -> Path:
     with _disk_errors(final):
         root.mkdir(parents=True, exist_ok=True)
         tidy(root, step)
-        _check_space(root, prepared.needed)
+        space.check(root, prepared.needed)
         try:
             _write(temporary, step, contents, prepared)
             publish(temporary, final, step)
@@ -92,8 +90,7 @@ def _prepare(contents: Contents) -> _Prepared:
         leaves, metadata = to_flat(contents.state)
         _check_leaves(leaves)
     weighed = leaves or contents.model_tensors or {}
-    needed = sum(t.numel() * t.element_size() for t in weighed.values()) + _SLACK
-    needed += sum(len(text) for text in files.values())
+    needed = space.estimate(weighed.values(), files.values())
     return _Prepared(files, leaves, {"state": metadata, "position": contents.position}, needed)
 
 
@@ -116,24 +113,10 @@ def _check_leaves(leaves: dict[str, Tensor]) -> None:
             )
 
 
-def _check_space(root: Path, needed: int) -> None:
-    free = io.free_bytes(root)
-    if free < needed:
-        raise CheckpointError(
-            f"{root}: saving needs about {needed} bytes, {free} are free; nothing was written. Free "
-            "some space, lower save_total_limit, or use save_only_model"
-        )
-
-
 def _write(folder: Path, step: int, contents: Contents, prepared: _Prepared) -> None:
     io.make_folder(folder)
-    shas, leaves = _write_files(folder, contents, prepared)
-    manifest = Manifest(
-        step=step,
-        world_size=contents.world_size,
-        files={name: File((folder / name).stat().st_size, sha) for name, sha in shas.items()},
-        leaves=leaves,
-    )
+    files, leaves = _write_files(folder, contents, prepared)
+    manifest = Manifest(step=step, world_size=contents.world_size, files=files, leaves=leaves)
     with io.create(folder / MANIFEST) as file:
         io.write(file, manifest.render())
         io.sync_open(file)
@@ -144,39 +127,52 @@ def _write(folder: Path, step: int, contents: Contents, prepared: _Prepared) -> 
 
 def _write_files(
     folder: Path, contents: Contents, prepared: _Prepared
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Write all but the manifest; return the SHA-256 of the files and the digests of the leaves.
+) -> tuple[dict[str, File], dict[str, str]]:
+    """Write all but the manifest; return its entries on the files, and the digests of the leaves.
 
     The optimizer's file is written in a thread while the model writes its own.
     """
-    stored, (weights, others) = Stored(), split(prepared.leaves)
+    stored, (weights, others) = Stored(prepared.leaves), split(prepared.leaves)
     _settle(prepared.leaves)
     with (
         Hashing() as hashing,
+        closing(Workers(2)) as syncing,
         closing(Workers(1)) as writing,
-        closing(Workers(1)) as syncing,
         closing(Workers(2)) as comparing,
     ):
-        if contents.state is not None:
-            writing.put(write_leaves, folder / PARTIAL, OPTIMIZER, others, stored, hashing)
+        more = (stored, hashing, syncing)
+        name = OPTIMIZER
+        if contents.hf is not None:
+            name, others = EXTRAS, hf_writer.take_leaves(contents.hf, others, stored, hashing)
+        separate = contents.state is not None and (bool(others) or name == OPTIMIZER)
+        if separate:
+            writing.put(write_leaves, folder / PARTIAL, name, others, *more)
         contents.put_model(folder)
-        _absorb(folder, weights, stored, hashing, syncing, comparing)
+        _absorb(folder, weights, *more, comparing)
         if rest := {path: leaf for path, leaf in weights.items() if path not in stored.where}:
-            write_leaves(folder / WEIGHTS, WEIGHTS, rest, stored, hashing)
+            write_leaves(folder / WEIGHTS, WEIGHTS, rest, *more)
+        if contents.hf is not None:
+            hf_writer.write_parts(
+                folder, contents.hf, contents.host_rng, contents.world_size, *more
+            )
         writing.join()
-        if contents.state is not None:
-            _rename_new(folder / PARTIAL, folder / OPTIMIZER)
-        # Sorted, as several threads put entries there.
-        where = {
-            "where": dict(sorted(stored.where.items())),
-            "raw": dict(sorted(stored.raw.items())),
-        }
-        files = {**prepared.files, TRAIN_STATE: to_json({**prepared.train_state, **where})}
-        for name, data in files.items():
-            stored.shas[name] = _put(folder / name, data, hashing)
-        hashing.join()
         syncing.join()
-    return {name: sha.hexdigest() for name, sha in stored.shas.items()}, hashing.leaves
+        if separate:
+            _rename_new(folder / PARTIAL, folder / name)
+        _write_texts(folder, prepared, stored)
+        hashing.join()
+    return stored.files(folder, hashing.leaves), hashing.leaves
+
+
+def _write_texts(folder: Path, prepared: _Prepared, stored: Stored) -> None:
+    # Sorted, as several threads put entries there.
+    where = {"where": dict(sorted(stored.where.items())), "raw": dict(sorted(stored.raw.items()))}
+    files = {**prepared.files, TRAIN_STATE: to_json({**prepared.train_state, **where})}
+    for name, data in files.items():
+        with io.create(folder / name) as file:
+            io.write(file, data)
+            io.sync_open(file)
+        stored.shas[name] = new_sha(data)
 
 
 def _settle(leaves: dict[str, Tensor]) -> None:
@@ -198,15 +194,6 @@ def _rename_new(source: Path, target: Path) -> None:
     if target.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
     io.rename(source, target)
-
-
-def _put(path: Path, data: bytes, hashing: Hashing) -> Any:
-    sha = new_sha()
-    with io.create(path) as file:
-        io.write(file, data)
-        io.sync_open(file)
-    hashing.update(sha, data)
-    return sha
 
 
 @contextmanager

@@ -38,6 +38,7 @@ class FilteringCollator:
 
     def __init__(self, collate: Callable[[list[Any]], Any], signature: list[str]) -> None:
         self.collate = collate
+        self.signature = list(dict.fromkeys(signature))
         self.kept = frozenset((*signature, *_LABELS))
 
     def __call__(self, samples: list[Any]) -> Any:
@@ -51,4 +52,11 @@ class FilteringCollator:
     def _filtered(self, sample: Any) -> Any:
         if not isinstance(sample, Mapping) or self.kept.issuperset(sample):
             return sample
-        return {key: value for key, value in sample.items() if key in self.kept}
+        left = {key: value for key, value in sample.items() if key in self.kept}
+        if not left:
+            raise ValueError(
+                f"the batch is empty: none of the data's keys ({', '.join(map(str, sample))}) reaches "
+                f"the model, whose forward takes {', '.join(self.signature)}. Rename the keys, or set "
+                "remove_unused_columns=False to pass all of them."
+            )
+        return left

@@ -1,12 +1,9 @@
 """Loaders whose batches are a function of (seed, epoch, position)."""
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from attrs import evolve
 from torch.utils.data import (
     ConcatDataset,
     DataLoader,
@@ -22,13 +19,15 @@ from trainer.data.collators import (
     default_data_collator,
 )
 from trainer.data.columns import FilteringCollator
+from trainer.data.iterable import Stream
 from trainer.data.lengths import sample_lengths
-from trainer.data.order import Order, for_strategy
+from trainer.data.order import Order
 from trainer.data.sampler import GlobalBatchSampler
-from trainer.data.seeding import SeededCollator, SeededDataset, WorkerInit, has_transform, mix
+from trainer.data.seeded import SeededCollator, SeededDataset
+from trainer.data.seeding import WorkerInit, has_transform
+from trainer.data.strategies import for_strategy
+from trainer.data.stream_loader import StreamLoader
 from trainer.plan import length_of
-
-logger = logging.getLogger(__name__)
 
 Collate = Callable[[list[Any]], Any]
 
@@ -68,28 +67,41 @@ def make_loader(
         batch_size: samples in a batch.
         order: the order of a map-style dataset; None for an iterable one, which has its own.
 
-    Each sample of a map-style dataset is fetched with Python, NumPy and PyTorch seeded from (seed,
-    epoch, index), so random augmentation does not depend on workers, prefetching or resuming.
+    Each sample is fetched with Python, NumPy and PyTorch seeded from (seed, epoch, index), so random
+    augmentation does not depend on workers, prefetching or resuming, and so is each batch collated.
+    Parts that are known to draw nothing (see ``is_deterministic``) are spared that.
     """
     seed = args.seed if args.data_seed is None else args.data_seed
+    workers, persistent = args.dataloader_num_workers, args.dataloader_persistent_workers
+    drop_last = args.dataloader_drop_last
     options: dict[str, Any] = {
-        "num_workers": args.dataloader_num_workers,
+        "num_workers": workers,
         "pin_memory": bool(args.dataloader_pin_memory) and torch.cuda.is_available(),
-        "persistent_workers": args.dataloader_persistent_workers,
+        "persistent_workers": persistent,
         "worker_init_fn": WorkerInit(seed),
         "generator": torch.Generator(),  # else each pass would draw from the global one
     }
-    if args.dataloader_num_workers > 0:
+    if workers > 0:
         options["prefetch_factor"] = args.dataloader_prefetch_factor
+    seeded = not is_deterministic(dataset)
+    seeded_collate = SeededCollator(collate, enabled=not is_deterministic(collate))
     if order is None:
-        drop_last = args.dataloader_drop_last
-        return DataLoader(dataset, batch_size, collate_fn=collate, drop_last=drop_last, **options)
-    sampler = GlobalBatchSampler(order, batch_size, drop_last=args.dataloader_drop_last)
-    seeded = not (is_deterministic(dataset) and is_deterministic(collate))
+        stream = Stream(
+            dataset,
+            batch_size,
+            seed=seed,
+            rank=args.process_index,
+            world_size=args.world_size,
+            drop_last=drop_last,
+            seeded=seeded,
+            shared=persistent and workers > 0,
+            progress=not args.disable_tqdm,
+        )
+        return StreamLoader(stream, seeded_collate, **options)
     return DataLoader(
         SeededDataset(dataset, seed, enabled=seeded),
-        batch_sampler=sampler,
-        collate_fn=SeededCollator(collate),
+        batch_sampler=GlobalBatchSampler(order, batch_size, drop_last=drop_last),
+        collate_fn=seeded_collate,
         **options,
     )
 
@@ -98,7 +110,8 @@ def is_deterministic(part: Any) -> bool:
     """Tell whether a dataset or collator is known to draw no random numbers, so needs no seeds.
 
     Known are lists, PyTorch's TensorDataset, tables of ``datasets`` without a transform, the plain
-    collators, and views of these; anything else can say so by an attribute ``deterministic = True``.
+    collators, and views of these; anything else can say so by an attribute ``deterministic = True``,
+    which also is how to switch seeding off.
     """
     declared = getattr(part, "deterministic", None)
     if declared is not None:
@@ -115,7 +128,9 @@ def is_deterministic(part: Any) -> bool:
         return True
     if part in (default_data_collator, default_collate):
         return True
-    return hasattr(part, "column_names") and not has_transform(part)
+    # An iterable table runs its functions while it is read.
+    table = hasattr(part, "column_names") and not isinstance(part, IterableDataset)
+    return table and not has_transform(part)
 
 
 def is_iterable(dataset: Any) -> bool:
@@ -123,42 +138,3 @@ def is_iterable(dataset: Any) -> bool:
     return isinstance(dataset, IterableDataset) or not (
         hasattr(dataset, "__getitem__") and length_of(dataset) is not None
     )
-
-
-def batches_from(loader: Iterable[Any], epoch: int, skip: int) -> Iterator[Any]:
-    """Iterate over the batches of ``epoch``, beginning with number ``skip``.
-
-    Our own loaders seek without reading anything. Others are asked to ``set_epoch`` and the batches
-    to skip are produced and dropped, with a warning.
-    """
-    sampler = getattr(loader, "batch_sampler", None)
-    if isinstance(sampler, GlobalBatchSampler):
-        sampler.set_position(epoch, skip)
-        _seed_workers(loader, epoch)
-        yield from loader
-        return
-    inner = (getattr(loader, "sampler", None), getattr(loader, "dataset", None))
-    for owner in (loader, sampler, *inner):
-        set_epoch = getattr(owner, "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(epoch)
-            break
-    _seed_workers(loader, epoch)
-    iterator = iter(loader)
-    if skip:
-        logger.warning(
-            "The training data cannot seek: %d batches are read again and dropped to reach the "
-            "position of the checkpoint.",
-            skip,
-        )
-        for _ in islice(iterator, skip):
-            pass
-    yield from iterator
-
-
-def _seed_workers(loader: Any, epoch: int) -> None:
-    """Make what workers of our loaders draw, outside a sample's seeding, a function of the epoch."""
-    start = getattr(loader, "worker_init_fn", None)
-    if isinstance(start, WorkerInit):
-        loader.worker_init_fn = evolve(start, epoch=epoch)
-        loader.generator.manual_seed(mix(start.seed, epoch))  # for get_worker_info().seed

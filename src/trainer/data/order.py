@@ -20,7 +20,6 @@ from trainer.data.seeding import mix, splitmix64
 
 _FEISTEL_LIMIT = 1 << 40
 _FEISTEL_ROUNDS = 8
-_MULTINOMIAL_LIMIT = 1 << 24
 
 
 class Order(Protocol):
@@ -201,113 +200,6 @@ class Feistel(_Indexing):
         return (high << low_bits) | low
 
 
-def _weights(values: Any) -> Tensor:
-    weights = torch.as_tensor(values, dtype=torch.float64, device="cpu").clone()
-    bad = weights.ndim != 1 or not bool(torch.isfinite(weights).all())
-    if bad or bool((weights < 0).any()) or not bool(weights.sum() > 0):
-        raise ValueError(
-            "Weighted: weights must be a 1-D sequence of finite numbers of at least 0, one of them "
-            f"above 0; got shape {tuple(weights.shape)}, {weights}."
-        )
-    if len(weights) > _MULTINOMIAL_LIMIT:
-        raise ValueError(
-            f"Weighted: torch.multinomial takes at most 2**24 weights, got {len(weights)}."
-        )
-    return weights
-
-
-@attrs.frozen(eq=False)
-class Weighted(_Materialised):
-    """Samples drawn with probability proportional to ``weights``.
-
-    Equal to ``torch.utils.data.WeightedRandomSampler`` with a generator seeded ``seed + epoch``.
-
-    Args:
-        weights: One number for each sample, at least 0; they need not sum to one.
-        seed: Seed of the run's data order.
-        replacement: False draws no sample twice in an epoch.
-        num_samples: Draws an epoch; the number of weights by default.
-    """
-
-    weights: Tensor = attrs.field(converter=_weights)
-    seed: int
-    replacement: bool = True
-    num_samples: int = attrs.field(validator=_at_least(0))
-    _latest: _Latest = attrs.field(factory=_Latest, init=False, repr=False, eq=False)
-
-    @num_samples.default
-    def _all_samples(self) -> int:
-        return len(self.weights)
-
-    def __attrs_post_init__(self) -> None:
-        available = int((self.weights > 0).sum())
-        if not self.replacement and self.num_samples > available:
-            raise ValueError(
-                f"Weighted: without replacement at most {available} samples (those of a weight "
-                f"above 0) can be drawn, got num_samples={self.num_samples}."
-            )
-
-    def __len__(self) -> int:
-        return self.num_samples
-
-    def _draw(self, epoch: int) -> Tensor:
-        if self.num_samples == 0:
-            return torch.empty(0, dtype=torch.int64, device="cpu")
-        generator = _generator(self.seed, epoch)
-        return torch.multinomial(
-            self.weights, self.num_samples, self.replacement, generator=generator
-        )
-
-
-def _lengths(values: Any) -> Tensor:
-    lengths = torch.as_tensor(values, device="cpu").to(torch.int64).clone()
-    if lengths.ndim != 1:
-        raise ValueError(
-            "LengthGrouped: lengths must be 1-D, one number for each sample, got shape "
-            f"{tuple(lengths.shape)}."
-        )
-    return lengths
-
-
-@attrs.frozen(eq=False)
-class LengthGrouped(_Materialised):
-    """A shuffle in which samples of similar length stand together, so that batches pad little.
-
-    A random permutation is cut into mega-batches of ``min(n // (4 * batch_size), 50)`` (at least 1)
-    times ``batch_size`` samples, each sorted by descending length; the longest sample of all trades
-    places with the first, so that running out of memory happens at once. This is the Hugging Face
-    Trainer's ``group_by_length``, except that its permutation comes from the process's global
-    generator and ours from one seeded ``seed + epoch``: ranks and resumed runs agree.
-
-    Args:
-        lengths: The length of each sample.
-        batch_size: Samples a rank consumes in an update (micro-batch times accumulation).
-        seed: Seed of the run's data order.
-    """
-
-    lengths: Tensor = attrs.field(converter=_lengths)
-    batch_size: int = attrs.field(validator=_at_least(1))
-    seed: int
-    _latest: _Latest = attrs.field(factory=_Latest, init=False, repr=False, eq=False)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def _draw(self, epoch: int) -> Tensor:
-        n = len(self.lengths)
-        shuffled = torch.randperm(n, generator=_generator(self.seed, epoch), device="cpu")
-        if n == 0:
-            return shuffled
-        size = self.batch_size * max(1, min(n // (4 * self.batch_size), 50))
-        order = torch.cat([self._sorted(group) for group in shuffled.split(size)])
-        longest = size * int(torch.argmax(self.lengths[order[::size]]))
-        order[[0, longest]] = order[[longest, 0]]
-        return order
-
-    def _sorted(self, group: Tensor) -> Tensor:
-        return group[torch.argsort(self.lengths[group], descending=True, stable=True)]
-
-
 # One permutation is kept, so that asking for one position after another does not draw it anew.
 _permutation = functools.lru_cache(maxsize=1)(Permutation)
 
@@ -315,45 +207,3 @@ _permutation = functools.lru_cache(maxsize=1)(Permutation)
 def position(seed: int, n: int, i: int) -> int:
     """The sample at global position ``i`` of the default shuffle of ``n`` samples."""
     return _permutation(n, seed).position(i)
-
-
-STRATEGIES = ("random", "sequential", "group_by_length", "feistel")
-
-
-def for_strategy(
-    strategy: str,
-    n: int,
-    *,
-    seed: int,
-    lengths: Sequence[int] | Tensor | None = None,
-    batch_size: int | None = None,
-) -> Order:
-    """The order that ``train_sampling_strategy`` names, over ``n`` samples.
-
-    Args:
-        strategy: One of `STRATEGIES`.
-        n: Samples in the dataset.
-        seed: ``data_seed``, or ``seed`` where that is None.
-        lengths: The ``n`` sample lengths; needed by "group_by_length" only.
-        batch_size: Samples a rank consumes in an update; needed by "group_by_length" only.
-
-    Raises:
-        ValueError: Unknown strategy, or "group_by_length" without what it needs.
-    """
-    if strategy == "random":
-        return Permutation(n, seed)
-    if strategy == "sequential":
-        return Sequential(n)
-    if strategy == "feistel":
-        return Feistel(n, seed)
-    if strategy != "group_by_length":
-        raise ValueError(
-            f"train_sampling_strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}."
-        )
-    if lengths is None or batch_size is None or len(lengths) != n:
-        raise ValueError(
-            f"train_sampling_strategy='group_by_length' needs a batch size and one length for each "
-            f"of the {n} samples, got batch_size={batch_size} and "
-            f"{'no' if lengths is None else len(lengths)} lengths."
-        )
-    return LengthGrouped(lengths, batch_size, seed)

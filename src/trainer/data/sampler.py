@@ -7,7 +7,7 @@ global batch. Batches are therefore the same on any number of ranks; only who co
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -18,8 +18,21 @@ from trainer.data.order import Order
 _BLOCK = 4096
 
 
+class BatchKeys(list[tuple[int, int]]):
+    """The samples of one batch as ``(epoch, index)``, and where in the run the batch begins.
+
+    Attributes:
+        position: The global position of the first sample, counted over epochs; the same on any
+            number of ranks.
+    """
+
+    def __init__(self, keys: Iterable[tuple[int, int]] = (), position: int = 0) -> None:
+        super().__init__(keys)
+        self.position = position
+
+
 class GlobalBatchSampler:
-    """A batch sampler that yields lists of ``(epoch, index)``, for `SeededDataset` to fetch.
+    """A batch sampler that yields `BatchKeys`, for `SeededDataset` to fetch.
 
     Iterating yields the batches from the position that was set to the end of the epoch, and moves
     nothing: a loader runs ahead of training, so only its owner knows how far training got. The
@@ -136,15 +149,17 @@ class GlobalBatchSampler:
         stop = number * self.global_batch_size + (self.rank + 1) * self.batch_size
         return min(self.batch_size, max(0, stop - len(self.order)))
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[BatchKeys]:
         epoch, start, count = self.epoch, self.start_sample, self.remaining
+        where = epoch * len(self.order) + start + self.rank * self.batch_size
         block = max(1, _BLOCK // self.batch_size)
         for first in range(0, count, block):
             positions, sizes = self._positions(start, first, min(first + block, count))
             indices = self.order.take(epoch, positions).tolist()
             taken = 0
-            for size in sizes:
-                yield [(epoch, index) for index in indices[taken : taken + size]]
+            for number, size in enumerate(sizes, first):
+                keys = [(epoch, index) for index in indices[taken : taken + size]]
+                yield BatchKeys(keys, where + number * self.global_batch_size)
                 taken += size
 
     def _positions(self, start: int, first: int, stop: int) -> tuple[Tensor, list[int]]:

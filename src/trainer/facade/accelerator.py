@@ -75,5 +75,8 @@ class AcceleratorMixin(TrainerBase):
 
     def _backward(self, loss: Tensor, **options: Any) -> None:
         """Run the backward pass; what ``accelerator.backward`` does in an overridden hook."""
+        if self._adopted is not None and self._adopted.fused is not None:
+            self._adopted.fused.backward(loss)
+            return
         scale = None if self._run is None else self._run.step.loss_scale(self._run.state)
         (loss if scale is None else loss * scale).backward(**options)

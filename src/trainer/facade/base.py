@@ -53,6 +53,7 @@ class TrainerBase:
     _meter: Any
     _rates: Rates
     _writer: BackgroundWriter | None
+    _interruption: Any
 
     if TYPE_CHECKING:  # methods of the other mixins
 

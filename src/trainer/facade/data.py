@@ -1,15 +1,34 @@
 """Loaders: training data by position, evaluation data in order."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
+
+from attrs import frozen
+from torch.utils.data import Sampler
 
 from trainer.arguments import TrainingArguments
 from trainer.data.collators import DataCollatorWithPadding, default_data_collator
 from trainer.data.columns import FilteringCollator, keep_columns
 from trainer.data.loader import is_iterable, make_loader, train_order
-from trainer.data.order import Sequential
+from trainer.data.order import Order, Sequential
+from trainer.data.torch_samplers import OrderSampler, as_order
 from trainer.facade.base import TrainerBase
 from trainer.plan import make_plan, num_examples
+
+
+@frozen(eq=False)
+class _Kept:
+    """An evaluation loader with persistent workers, and what it was made for."""
+
+    loader: Any
+    dataset: Any
+    collate: Any
+    batch_size: int
+
+    def serves(self, dataset: Any, collate: Any, batch_size: int) -> bool:
+        same = self.dataset is dataset and self.collate is collate
+        return same and self.batch_size == batch_size
 
 
 class DataMixin(TrainerBase):
@@ -20,24 +39,52 @@ class DataMixin(TrainerBase):
         if self.train_dataset is None:
             raise ValueError("Trainer: training requires a train_dataset")
         dataset, collate = self._without_unused(self.train_dataset, "training")
-        order = None
-        if not is_iterable(dataset):
-            order = train_order(self.args, dataset, self._train_batch_size, self.processing_class)
+        order = self._order(self._get_train_sampler, dataset)
         size = self._train_batch_size
         return make_loader(dataset, collate, self.args, batch_size=size, order=order)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
-        """Return an evaluation loader, in the order of the data; a string picks from a dict."""
+        """Return an evaluation loader, in the order of the data; a string picks from a dict.
+
+        With ``dataloader_persistent_workers`` the loader of each name is kept and given again, as long
+        as it is for the same data.
+        """
+        name = eval_dataset if isinstance(eval_dataset, str) else "eval"
         if isinstance(eval_dataset, str):
             eval_dataset = self.eval_dataset[eval_dataset]
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
         if dataset is None:
             raise ValueError("Trainer: evaluation requires an eval_dataset")
-        return self._sequential_loader(dataset, "evaluation")
+        if not self.args.dataloader_persistent_workers:
+            return self._evaluation_loader(dataset, "evaluation")
+        kept: dict[str, _Kept] = self.__dict__.setdefault("_eval_dataloaders", {})
+        source = (dataset, self.data_collator, self.args.eval_batch_size)
+        if name not in kept or not kept[name].serves(*source):
+            kept.pop(name, None)  # ends its workers
+            kept[name] = _Kept(self._evaluation_loader(dataset, "evaluation"), *source)
+        return kept[name].loader
 
     def get_test_dataloader(self, test_dataset: Any) -> Any:
         """Return the loader for ``predict``."""
-        return self._sequential_loader(test_dataset, "test")
+        return self._evaluation_loader(test_dataset, "test")
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int] | None:
+        """Return the sampler of the training data, by ``train_sampling_strategy``.
+
+        An override may return any ``torch.utils.data.Sampler`` that has a length, or None for the order
+        of the data. It is not asked about data that have no length.
+        """
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        if dataset is None or is_iterable(dataset):
+            return None
+        size = self._train_batch_size
+        return OrderSampler(train_order(self.args, dataset, size, self.processing_class))
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
+        """Return the sampler of evaluation and test data: their own order, unless overridden."""
+        if eval_dataset is None or is_iterable(eval_dataset):
+            return None
+        return OrderSampler(Sequential(len(eval_dataset)))
 
     def set_initial_training_values(
         self, args: TrainingArguments, dataloader: Any
@@ -78,8 +125,17 @@ class DataMixin(TrainerBase):
         names = [*self._signature, *self.label_names]
         return keep_columns(dataset, names, what), FilteringCollator(self.data_collator, names)
 
-    def _sequential_loader(self, dataset: Any, what: str) -> Any:
+    def _evaluation_loader(self, dataset: Any, what: str) -> Any:
         dataset, collate = self._without_unused(dataset, what)
-        order = None if is_iterable(dataset) else Sequential(len(dataset))
+        order = self._order(self._get_eval_sampler, dataset)
         size = self.args.eval_batch_size
         return make_loader(dataset, collate, self.args, batch_size=size, order=order)
+
+    def _order(self, get_sampler: Callable[..., Any], dataset: Any) -> Order | None:
+        """Return the order that a sampler hook asks for; None for data that bring their own."""
+        if is_iterable(dataset):
+            return None
+        # Overrides of older scripts are defined without a parameter for the dataset.
+        given = (dataset,) if inspect.signature(get_sampler).parameters else ()
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return as_order(get_sampler(*given), len(dataset), seed)

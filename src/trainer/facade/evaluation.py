@@ -3,11 +3,15 @@
 import logging
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from trainer import evaluation, modeling
+from trainer.evaluation.collected import PADDING
 from trainer.facade.base import TrainerBase
 from trainer.metrics import speed_metrics
 from trainer.outputs import EvalLoopOutput, PredictionOutput
@@ -17,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 class EvaluationMixin(TrainerBase):
     """Evaluation and prediction."""
+
+    _half: torch.dtype | None = None
 
     def evaluate(
         self,
@@ -78,26 +84,26 @@ class EvaluationMixin(TrainerBase):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Run the model over a loader in evaluation mode; used by ``evaluate`` and ``predict``."""
+        """Run the model over a loader in evaluation mode; used by ``evaluate`` and ``predict``.
+
+        Outside ``train``, ``bf16_full_eval`` and ``fp16_full_eval`` let the model compute with copies of
+        its weights in that type; afterwards it has its own weights again.
+        """
         logger.info("***** Running %s *****", description)
         if prediction_loss_only is None:
             prediction_loss_only = self.args.prediction_loss_only
         self.callback_handler.eval_dataloader = dataloader
-        self._sync_buffers()
-        was_training = self.model.training
-        self.model.eval()
-        self._switch_optimizer("eval")
-        try:
-            return evaluation.run_evaluation(
-                self,
-                dataloader,
-                prediction_loss_only,
-                ignore_keys,
-                metric_key_prefix,
-                keep=description == "Prediction",
-            )
-        finally:
-            self.model.train(was_training)
+        one_pass = evaluation.Evaluation(
+            self,
+            self._wrap_model(self.model, training=False),
+            prediction_loss_only,
+            ignore_keys,
+            prediction=description == "Prediction",
+        )
+        with self._evaluation_mode():
+            with self._half_weights():
+                one_pass.run(dataloader)
+            return one_pass.result(dataloader, metric_key_prefix)
 
     def prediction_step(
         self,
@@ -107,7 +113,7 @@ class EvaluationMixin(TrainerBase):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
         """Return ``(loss, logits, labels)`` of one batch; None for what there is not."""
-        inputs = self._prepare_inputs(inputs)
+        inputs = self._evaluation_inputs(inputs)
         if ignore_keys is None:
             config = getattr(modeling.unwrap(model), "config", None)
             default = [] if config is None else ["past_key_values"]
@@ -118,6 +124,41 @@ class EvaluationMixin(TrainerBase):
         self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False
     ) -> dict[str, float]:
         return self.evaluate(ignore_keys=ignore_keys_for_eval)
+
+    @contextmanager
+    def _evaluation_mode(self) -> Iterator[None]:
+        """Put the model and the optimizer into evaluation mode, and every submodule back afterwards."""
+        self._sync_buffers()
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        try:
+            with self._evaluation_weights():
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
+
+    @contextmanager
+    def _half_weights(self) -> Iterator[None]:
+        if not self.is_in_train:
+            self._half = torch.bfloat16 if self.args.bf16_full_eval else None
+            self._half = torch.float16 if self.args.fp16_full_eval else self._half
+        try:
+            with evaluation.half_weights(self.model, self._half):
+                yield
+        finally:
+            self._half = None
+
+    def _evaluation_inputs(self, inputs: Any) -> Any:
+        """Return a batch on the device, as the weights of the moment take it."""
+        inputs = self._prepare_inputs(inputs)
+        if self._half is None:
+            return inputs
+        return evaluation.cast_inputs(inputs, self._half, self.label_names)
+
+    def _output_padding(self) -> int:
+        """Return what rows of outputs and labels are filled with up to the widest batch's width."""
+        return PADDING
 
     def _with_speed(self, output: EvalLoopOutput, prefix: str, start: float) -> dict[str, float]:
         samples = output.num_samples or 0

@@ -111,7 +111,10 @@ class LossMixin(TrainerBase):
             Up to ``num_batches`` batches, none at the end of the epoch, and ``count_items`` of them.
         """
         window = list(islice(epoch_iterator, num_batches))
-        return window, self.count_items(window) if window else None
+        items = self.count_items(window) if window else None
+        if isinstance(items, Tensor) and device is not None:
+            items = items.to(device, non_blocking=True)
+        return window, items
 
     def count_items(self, window: list[Any]) -> Tensor | int | None:
         """Count the labels in a window that a model with loss kwargs divides its loss by."""

@@ -3,6 +3,7 @@
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 
 from trainer import modeling
@@ -34,8 +35,6 @@ class ModelMixin(TrainerBase):
         places = set((getattr(self.model, "hf_device_map", None) or {}).values())
         places -= {"cpu", "disk"}
         if len(places) == 1:
-            import torch
-
             return torch.device(next(iter(places))) != self.args.device
         return len(places) > 1
 
@@ -62,8 +61,15 @@ class ModelMixin(TrainerBase):
         return 1
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> Any:
-        """Return what ``training_step`` is given as the model."""
-        return model
+        """Return what ``training_step`` is given as the model: compiled, with ``torch_compile``."""
+        args = self.args
+        if not training or not args.torch_compile:
+            return model
+        if getattr(self.model_wrapped, "_orig_mod", None) is model:
+            return self.model_wrapped  # what was compiled for an earlier training
+        return torch.compile(
+            model, backend=str(args.torch_compile_backend), mode=args.torch_compile_mode
+        )
 
     def _place_model(self) -> None:
         if self.place_model_on_device:

@@ -1,5 +1,7 @@
 """Optimizer and scheduler objects, and their pure form."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,10 +14,12 @@ from trainer.facade.base import TrainerBase
 from trainer.optimizers import (
     Adopted,
     adopt,
+    build_optimizer,
     decay_parameter_names,
     make_scheduler,
     optimizer_class_and_kwargs,
     parameter_groups,
+    refuse_scaling,
 )
 
 
@@ -28,17 +32,19 @@ class OptimizerMixin(TrainerBase):
         self.create_scheduler(num_training_steps, self.optimizer)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Create ``self.optimizer``, unless there is one, with a decayed and an undecayed group."""
+        """Create ``self.optimizer``, unless there is one.
+
+        It has a decayed and an undecayed group, if the options do not bring groups of their own.
+        """
         if self.optimizer is None:
             model = modeling.unwrap(self.model if model is None else model)
-            chosen = self.optimizer_cls_and_kwargs
-            cls, kwargs = chosen or self.get_optimizer_cls_and_kwargs(self.args, model)
-            if not isinstance(cls, type):  # a factory, as upstream calls it
-                self.optimizer = cls()(model, **kwargs)
-            else:
+            cls, kwargs = self.optimizer_cls_and_kwargs or self._named_optimizer(model)
+
+            def groups() -> list[dict[str, Any]]:
                 decayed = set(self.get_decay_parameter_names(model))
-                groups = parameter_groups(model, decayed, self.args.weight_decay)
-                self.optimizer = cls(groups, **kwargs)
+                return parameter_groups(model, decayed, self.args.weight_decay)
+
+            self.optimizer = build_optimizer(cls, kwargs, model, groups)
         return self.optimizer
 
     def create_scheduler(
@@ -60,8 +66,16 @@ class OptimizerMixin(TrainerBase):
     def get_optimizer_cls_and_kwargs(
         args: TrainingArguments, model: nn.Module | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Return the class that ``args.optim`` names, and its options."""
-        return optimizer_class_and_kwargs(args)
+        """Return the class that ``args.optim`` names, and its options.
+
+        Options named ``params`` or ``model`` are to replace the usual parameter groups.
+
+        Raises:
+            ValueError: for options that the class does not take, and for a missing model where the class
+                is built over it.
+            ImportError: naming the package that has to be installed.
+        """
+        return optimizer_class_and_kwargs(args, model)
 
     def get_learning_rates(self) -> list[float]:
         """Return the learning rate of every parameter group.
@@ -98,11 +112,60 @@ class OptimizerMixin(TrainerBase):
             raise ValueError("the optimizer does not exist yet: call train() or create_optimizer()")
         return self.optimizer
 
+    def _named_optimizer(self, model: nn.Module) -> tuple[Any, dict[str, Any]]:
+        cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
+        if "warmup_steps" in kwargs and self.state.max_steps > 0:
+            # A share of the run: its length is known only now.
+            kwargs = {**kwargs, "warmup_steps": self.args.get_warmup_steps(self.state.max_steps)}
+        return cls, kwargs
+
     def _switch_optimizer(self, mode: str) -> None:
         # Schedule-free optimizers keep other weights for evaluation than for training.
         switch = getattr(self.optimizer, mode, None)
         if callable(switch):
             switch()
+
+    @property
+    def _two_sets_of_weights(self) -> bool:
+        """Whether the optimizer evaluates with other weights than it trains."""
+        return all(callable(getattr(self.optimizer, mode, None)) for mode in ("train", "eval"))
+
+    @contextmanager
+    def _evaluation_weights(self) -> Iterator[None]:
+        """Give the model the weights that the optimizer evaluates with.
+
+        During training it has its own back afterwards, to the last bit: switching there and back would
+        round them. Outside of training it keeps those for evaluation.
+        """
+        if not self._two_sets_of_weights or not self.is_in_train:
+            self._switch_optimizer("eval")
+            yield
+            return
+        groups = self._existing_optimizer().param_groups
+        parameters = [p for group in groups for p in group["params"]]
+        kept = [p.detach().clone() for p in parameters]
+        self._switch_optimizer("eval")
+        try:
+            yield
+        finally:
+            self._switch_optimizer("train")
+            with torch.no_grad():
+                for parameter, own in zip(parameters, kept, strict=True):
+                    parameter.copy_(own)
+
+    @contextmanager
+    def _updating(self, run: Any) -> Iterator[None]:
+        """The block in which ``run`` trains: updates made in the backward pass happen inside it only.
+
+        At its end the model has the weights that are to be evaluated and saved.
+        """
+        adopted = self._adopt_optimizer()
+        self._switch_optimizer("train")
+        with adopted.updating():
+            yield
+        if self._two_sets_of_weights:
+            self._switch_optimizer("eval")
+            run.state = run.state.evolve(opt_state=adopted.current(run.state.opt_state))
 
     def _adopt_optimizer(self) -> Adopted:
         """Return the pure form of ``self.optimizer``, made once per object."""
@@ -110,6 +173,8 @@ class OptimizerMixin(TrainerBase):
         if self._adopted is None or self._adopted.object is not optimizer:
             named = modeling.unwrap(self.model).named_parameters()
             self._adopted = adopt(optimizer, {p: n for n, p in named if p.requires_grad})
+            if self._adopted.fused is not None:
+                refuse_scaling(self.args, type(optimizer).__name__)
         return self._adopted
 
     def _fresh_state(self, step: ts.Step | None) -> ts.TrainState:

@@ -97,7 +97,9 @@ class OutputMixin(TrainerBase):
 
     def _model_tensors(self) -> dict[str, Tensor]:
         self._sync_buffers()
-        return dict(modeling.unwrap(self.model).state_dict())
+        with self._evaluation_weights():
+            tensors = dict(modeling.unwrap(self.model).state_dict())
+            return modeling.copies(tensors) if self._two_sets_of_weights else tensors
 
     def _write_model(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
         tensors = self._model_tensors() if tensors is None else tensors

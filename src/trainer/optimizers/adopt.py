@@ -5,8 +5,8 @@ looked at, and shares its state tensors with the ``TrainState``. Objects of othe
 wrapped so that the step sees a function.
 """
 
-from collections import defaultdict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,7 +14,9 @@ from attrs import frozen
 from torch import Tensor
 
 import trainstep as ts
-from trainstep.types import Grads, Hyper, OptState, Params
+from trainer.optimizers.fused import FusedUpdates, fused_updates
+from trainer.optimizers.wrapped import load, read, wrap
+from trainstep.types import OptState
 
 Options = dict[str, Any]
 
@@ -27,12 +29,14 @@ class Adopted:
         object: the torch optimizer.
         pure: the pure optimizer with its bits.
         translated: whether the core's own kernels do the work.
+        fused: the updates that the object makes inside the backward pass; None if it makes none.
     """
 
     object: torch.optim.Optimizer
     pure: ts.Optimizer
     translated: bool
     _names: dict[Tensor, str]
+    fused: FusedUpdates | None = None
 
     def attach(self, opt_state: OptState) -> OptState:
         """Join object and state; returns the state that the step is to use.
@@ -41,9 +45,8 @@ class Adopted:
         place, so what is seen stays current. Another object is given the state.
         """
         if not self.translated:
-            if opt_state["state"]:
-                _load(self.object, self._names, opt_state)
-            return _read(self.object, self._names)
+            load(self.object, self._names, opt_state)
+            return read(self.object, self._names)
         for number, group in enumerate(self.object.param_groups):
             kept = opt_state.get(f"group{number}", {})
             for parameter in group["params"]:
@@ -52,6 +55,14 @@ class Adopted:
                 if shown:
                     self.object.state[parameter] = shown
         return opt_state
+
+    def current(self, opt_state: OptState) -> OptState:
+        """Return the state as it is after somebody else than the step has changed the object."""
+        return opt_state if self.translated else read(self.object, self._names)
+
+    def updating(self) -> AbstractContextManager[None]:
+        """Return the block inside which backward passes make the updates, if that is how they are made."""
+        return nullcontext() if self.fused is None else self.fused.active()
 
 
 def adopt(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> Adopted:
@@ -72,9 +83,10 @@ def adopt(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> Adopted
                     f"{tuple(parameter.shape)} that the Trainer's model does not have. Build it from "
                     "the parameters of the model that is trained, on its final device."
                 )
+    fused = fused_updates(optimizer, names)
     parts = [_translate(optimizer, group) for group in optimizer.param_groups]
-    if any(part is None for part in parts) or _has_hooks(optimizer):
-        return Adopted(optimizer, _wrapped(optimizer, names), False, names)
+    if fused or any(part is None for part in parts) or _has_hooks(optimizer):
+        return Adopted(optimizer, wrap(optimizer, names, fused), False, names, fused)
     labels = {
         names[p]: f"group{number}"
         for number, group in enumerate(optimizer.param_groups)
@@ -151,47 +163,3 @@ _TRANSLATIONS: dict[type, Callable[[Options], ts.Optimizer | None]] = {
     torch.optim.SGD: _sgd,
     torch.optim.RMSprop: _rmsprop,
 }
-
-
-def _wrapped(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> ts.Optimizer:
-    """Run the object itself. Its parameters share storage with the state's, so it moves them both."""
-    live = {name: parameter for parameter, name in names.items()}
-
-    def init(params: Params) -> OptState:
-        return _read(optimizer, names)
-
-    def kernel(params: Params, grads: Grads, state: OptState, hyper: Hyper) -> None:
-        for number, group in enumerate(optimizer.param_groups):
-            group["lr"] = hyper.get(f"group{number}/lr", hyper.get("lr", group["lr"]))
-        for name, parameter in live.items():
-            parameter.grad = grads.get(name)
-        with torch.enable_grad():
-            optimizer.step()
-        for parameter in live.values():
-            parameter.grad = None
-        state.clear()
-        state.update(_read(optimizer, names))
-
-    rates = [f"group{number}/lr" for number in range(len(optimizer.param_groups))]
-    name = type(optimizer).__name__
-    accepts = frozenset(["lr", *rates])
-    return ts.Optimizer(name, init, kernel, accepts=accepts, imperative=True)
-
-
-def _read(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> OptState:
-    kept = {names[p]: dict(state) for p, state in optimizer.state.items() if p in names}
-    kinds = bool | int | float | str | tuple | Tensor
-    groups = [
-        {key: value for key, value in group.items() if isinstance(value, kinds)}
-        for group in optimizer.param_groups
-    ]
-    return {"state": kept, "groups": groups}
-
-
-def _load(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], opt_state: OptState) -> None:
-    live = {name: parameter for parameter, name in names.items()}
-    optimizer.state = defaultdict(
-        dict, {live[name]: dict(kept) for name, kept in opt_state["state"].items()}
-    )
-    for group, kept in zip(optimizer.param_groups, opt_state["groups"], strict=True):
-        group.update(kept)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from attrs import define, field
 
-from trainer.optimizers.schedulers import GreedyLR, rate_function
+from trainer.optimizers.schedulers import GreedyLR, rate_function, set_rate
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Rates:
     def at(self, step: int) -> dict[str, float]:
         """Return the hyperparameters of update number ``step`` (from 0): a rate, and those of groups."""
         groups = self.optimizer.param_groups
-        rates = self._function(step) if self._function else [group["lr"] for group in groups]
+        rates = self._function(step) if self._function else [float(group["lr"]) for group in groups]
         first = rates[0]
         others = {f"group{i}/lr": rate for i, rate in enumerate(rates) if rate != first}
         return {"lr": first, **others}
@@ -49,7 +49,7 @@ class Rates:
             return
         rates = self._function(step)
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+            set_rate(group, rate)
         self.scheduler.last_epoch = step
         self.scheduler._last_lr = rates
 
@@ -104,4 +104,4 @@ class Rates:
             for group, rate in zip(
                 self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True
             ):
-                group["lr"] = rate
+                set_rate(group, rate)

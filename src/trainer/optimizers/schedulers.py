@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 import trainstep as ts
@@ -68,6 +69,14 @@ def make_scheduler(
     return PureLambdaLR(optimizer, multiplier(name, peak, warmup_steps, total_steps, options))
 
 
+def set_rate(group: dict[str, Any], rate: float) -> None:
+    """Set a group's learning rate; one that is a tensor is written to, since compiled steps hold it."""
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
 def multiplier(
     name: str, peak: float, warmup_steps: int, total_steps: int, options: dict[str, Any]
 ) -> Callable[[int], float]:
@@ -99,8 +108,11 @@ def rate_function(scheduler: Any) -> Callable[[int], list[float]] | None:
     if type(scheduler) is not PureLambdaLR:
         return None
     factors = [_compiled(factor) for factor in scheduler.lr_lambdas]
-    bases = [float(base) for base in scheduler.base_lrs]
-    return lambda step: [base * factor(step) for base, factor in zip(bases, factors, strict=True)]
+    # Rates that are tensors (torchao's) are multiplied as such, with the rounding of their type.
+    bases = scheduler.base_lrs
+    return lambda step: [
+        float(base * factor(step)) for base, factor in zip(bases, factors, strict=True)
+    ]
 
 
 def _compiled(factor: Any) -> Callable[[int], float]:
@@ -167,7 +179,7 @@ class GreedyLR:
         """Take in the metric of an evaluation."""
         self.state = self.rule.update(self.state, metrics)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.state.lr
+            set_rate(group, self.state.lr)
 
     def get_last_lr(self) -> list[float]:
         """Return the rate of each group."""
@@ -183,4 +195,4 @@ class GreedyLR:
         """Take up what ``state_dict`` returned."""
         self.state = type(self.state)(**state)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.state.lr
+            set_rate(group, self.state.lr)

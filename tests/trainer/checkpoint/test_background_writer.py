@@ -144,6 +144,34 @@ def test_what_shares_memory_is_copied_once(make):
     assert ts.diff(copied.state, state) == []
 
 
+def test_the_memory_of_a_copy_is_used_again_until_the_writer_is_closed(tmp_path, make, monkeypatch):
+    copies = []
+    frozen_copy = Contents.frozen_copy
+
+    def watched(self, buffers):
+        copies.append(frozen_copy(self, buffers))
+        return copies[-1]
+
+    monkeypatch.setattr(Contents, "frozen_copy", watched)
+    writer = BackgroundWriter()
+    states = [make.state(seed=seed) for seed in (0, 1, 2)]
+    for state in states[:2]:
+        writer.submit(tmp_path, state.step, make.contents(state))
+    first, second = (
+        {t.data_ptr() for t in tree.leaves(c.state) if isinstance(t, torch.Tensor)} for c in copies
+    )
+    assert second == first
+    writer.wait()
+    assert ts.diff(load(tmp_path / "checkpoint-3").state, states[1]) == []
+    # Memory that the next state has no use for is not kept.
+    writer.submit(tmp_path, 4, make.contents(None, model_tensors={"w": torch.ones(2)}))
+    writer.wait()
+    assert len(writer._buffers._used) == 1
+    assert not writer._buffers._free
+    writer.close()
+    assert not writer._buffers._used
+
+
 def test_a_copy_without_state_or_tensors(tmp_path, make):
     contents = make.contents(None, model_tensors=None).frozen_copy()
     assert contents.state is None

@@ -1,6 +1,5 @@
 """Loaders: which order, which seeds, and how they seek."""
 
-import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,10 @@ from trainer.data.collators import (
     default_data_collator,
 )
 from trainer.data.columns import FilteringCollator
-from trainer.data.loader import (
-    batches_from,
-    is_deterministic,
-    is_iterable,
-    make_loader,
-    train_order,
-)
-from trainer.data.order import LengthGrouped, Permutation, Sequential
+from trainer.data.feed import batches_from
+from trainer.data.grouped import LengthGrouped
+from trainer.data.loader import is_deterministic, is_iterable, make_loader, train_order
+from trainer.data.order import Feistel, Permutation, Sequential
 
 
 class Noisy:
@@ -66,6 +61,8 @@ def test_the_default_order_is_that_of_a_generator_seeded_with_seed_and_epoch(
 def test_other_orders(tmp_path: Path) -> None:
     args = make_args(tmp_path, train_sampling_strategy="sequential")
     assert train_order(args, range(10), 2) == Sequential(10)
+    args = make_args(tmp_path, train_sampling_strategy="feistel", seed=3)
+    assert train_order(args, range(10**9), 2) == Feistel(10**9, 3)
 
     rows = [{"tokens": [0] * n} for n in (1, 5, 3, 2)]
     args = make_args(
@@ -123,6 +120,8 @@ def test_worker_settings_reach_the_loader(tmp_path: Path) -> None:
     assert (made.num_workers, made.prefetch_factor, made.persistent_workers) == (2, 3, True)
     assert not made.pin_memory
     assert loader(tmp_path).num_workers == 0
+    stream = loader(tmp_path, Stream(samples(4)), dataloader_num_workers=2)
+    assert (stream.num_workers, len(stream.dataset.dataset.passes)) == (2, 1)
 
 
 def test_datasets_that_bring_their_own_order() -> None:
@@ -159,6 +158,12 @@ class Table:
         self.format = {"type": kind}
 
 
+class StreamingTable(Table, IterableDataset):
+    """Enough of a ``datasets.IterableDataset``."""
+
+    def __iter__(self) -> Any: ...
+
+
 @pytest.mark.parametrize(
     ("part", "expected"),
     [
@@ -170,6 +175,8 @@ class Table:
         (Declared(), True),
         (Table("torch"), True),
         (Table("custom"), False),
+        (StreamingTable(None), False),  # it may run random functions on the way
+        (Stream([1]), False),
         (default_data_collator, True),
         (DefaultDataCollator(), True),
         (DataCollatorWithPadding(Tokenizer()), True),
@@ -193,69 +200,8 @@ def test_masking_collators_are_not_deterministic() -> None:
 
 def test_only_what_may_draw_is_seeded(tmp_path: Path) -> None:
     args = make_args(tmp_path)
-    for data, collate, enabled in (
-        ([1, 2], default_data_collator, False),
-        (Noisy(), default_data_collator, True),
-        ([1, 2], noisy_collate, True),
-    ):
-        made = make_loader(data, collate, args, batch_size=2, order=Sequential(2))
-        assert made.dataset.enabled is enabled
-
-
-class Epochs(IterableDataset):
-    """Samples that depend on the epoch it was told."""
-
-    def __init__(self) -> None:
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __iter__(self) -> Any:
-        return iter([self.epoch * 10 + i for i in range(6)])
-
-
-def test_streams_are_told_the_epoch_and_read_over_to_the_position(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    made = loader(tmp_path, Epochs())
-    whole = [batch[:-1] for batch in batches_from(made, 2, 0)]
-    assert whole == [[20, 21], [22, 23], [24, 25]]
-    assert not caplog.records
-
-    with caplog.at_level(logging.WARNING):
-        rest = [batch[:-1] for batch in batches_from(made, 2, 2)]
-    assert rest == whole[2:]
-    assert "cannot seek: 2 batches are read again and dropped" in caplog.text
-
-
-def test_loaders_of_others_are_told_the_epoch_too(tmp_path: Path) -> None:
-    class Sampler(torch.utils.data.RandomSampler):
-        epoch = -1
-
-        def set_epoch(self, epoch: int) -> None:
-            self.epoch = epoch
-
-    sampler = Sampler(range(4))
-    made = DataLoader(range(4), batch_size=2, sampler=sampler)  # type: ignore[arg-type]
-    list(batches_from(made, 5, 0))
-    assert sampler.epoch == 5
-    assert [list(batch) for batch in batches_from([[1], [2], [3]], 0, 2)] == [[3]]
-
-
-class Drawing(IterableDataset):
-    """Samples drawn from the worker's generators."""
-
-    def __iter__(self) -> Any:
-        return iter([float(torch.rand(())) for _ in range(3)])
-
-
-def test_workers_of_a_stream_draw_other_numbers_each_epoch_and_the_same_ones_again(
-    tmp_path: Path,
-) -> None:
-    made = loader(tmp_path, Drawing(), dataloader_num_workers=1)
-    passes = [[batch[:-1] for batch in batches_from(made, epoch, 0)] for epoch in (0, 1)]
-    again = loader(tmp_path, Drawing(), dataloader_num_workers=1)
-
-    assert passes[0] != passes[1]
-    assert [batch[:-1] for batch in batches_from(again, 1, 0)] == passes[1]
+    for data, data_draw in (([1, 2], False), (Noisy(), True)):
+        for collate, collate_draws in ((default_data_collator, False), (noisy_collate, True)):
+            made = make_loader(data, collate, args, batch_size=2, order=Sequential(2))
+            assert made.dataset.enabled is data_draw
+            assert made.collate_fn.enabled is collate_draws

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from trainer.data import order as orders
-from trainer.data.order import Feistel, LengthGrouped, Permutation, Sequential, Weighted
+from trainer.data.grouped import LengthGrouped
+from trainer.data.order import Feistel, Permutation, Sequential
+from trainer.data.weighted import Weighted
 
 LENGTHS = [(7 * i * i + 3 * i) % 23 for i in range(101)]
 ALL: dict[str, Callable[[], orders.Order]] = {
@@ -225,116 +227,3 @@ def test_feistel_order_is_fixed_for_good() -> None:
     assert Feistel(10, 0).indices(0, 0, 10).tolist() == [8, 0, 4, 7, 5, 2, 1, 6, 9, 3]
     far = [Feistel(10**9, 7).position(10**9 + i) for i in range(3)]
     assert far == [866897973, 396975714, 77339170]
-
-
-# --- weighted -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("replacement", "count"), [(True, 50), (False, 6)])
-def test_weighted_equals_torchs_sampler(replacement: bool, count: int) -> None:
-    weights = [0.5, 3.0, 0.0, 1.0, 1.0, 2.0, 0.25]
-    ours = Weighted(weights, seed=8, replacement=replacement, num_samples=count)
-    for epoch in range(3):
-        generator = torch.Generator().manual_seed(8 + epoch)
-        theirs = torch.utils.data.WeightedRandomSampler(weights, count, replacement, generator)
-        assert ours.indices(epoch, 0, count).tolist() == list(theirs)
-
-
-def test_weighted_draws_as_many_as_there_are_weights_by_default() -> None:
-    assert len(Weighted([1, 2, 3], seed=0)) == 3
-
-
-@pytest.mark.parametrize("weights", [[1.0, -1.0], [0.0, 0.0], [float("nan")], [[1.0]], []])
-def test_weighted_refuses_weights_that_are_none(weights: list[float]) -> None:
-    with pytest.raises(ValueError, match="1-D sequence of finite numbers of at least 0"):
-        Weighted(weights, seed=0)
-
-
-def test_weighted_refuses_to_draw_more_than_there_is() -> None:
-    with pytest.raises(ValueError, match=r"at most 2 samples .* got num_samples=3"):
-        Weighted([1.0, 2.0, 0.0], seed=0, replacement=False)
-
-
-# --- length-grouped -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("n", "batch_size"), [(1, 4), (7, 8), (101, 4), (3000, 3)])
-def test_length_grouped_is_upstreams_algorithm(n: int, batch_size: int) -> None:
-    utils = pytest.importorskip("transformers.trainer_pt_utils")
-    lengths = [(7 * i * i + 3 * i) % 2003 // 2 for i in range(n)]  # some are equal
-    for epoch in range(3):
-        theirs = utils.get_length_grouped_indices(
-            lengths, batch_size, generator=torch.Generator().manual_seed(6 + epoch)
-        )
-        assert LengthGrouped(lengths, batch_size, 6).indices(epoch, 0, n).tolist() == theirs
-
-
-def test_length_grouped_puts_the_longest_first_and_sorts_megabatches() -> None:
-    lengths = list(range(100, -1, -1))
-    order = LengthGrouped(lengths, batch_size=4, seed=0)
-    size = 4 * (101 // 16)
-    for epoch in range(5):
-        drawn = order.indices(epoch, 0, 101).tolist()
-        assert sorted(drawn) == list(range(101))
-        assert drawn[0] == 0
-        inner = [lengths[i] for i in drawn[1:size]]
-        assert inner == sorted(inner, reverse=True)
-        assert order.indices(epoch + 1, 0, 101).tolist() != drawn
-
-
-def test_length_grouped_shares_agree_after_an_extra_draw_on_one_rank() -> None:
-    order = LengthGrouped(LENGTHS, batch_size=4, seed=0)
-    rank0 = order.indices(1, 0, 50).tolist()
-    torch.rand(1)
-    rank1 = LengthGrouped(LENGTHS, batch_size=4, seed=0).indices(1, 50, 101).tolist()
-    assert sorted(rank0 + rank1) == list(range(101))
-
-
-def test_upstreams_length_grouping_breaks_after_an_extra_draw() -> None:
-    """What the test above guards against: upstream draws from the process's global generator."""
-    utils = pytest.importorskip("transformers.trainer_pt_utils")
-    sampler = utils.LengthGroupedSampler(4, lengths=LENGTHS)
-    torch.manual_seed(0)
-    rank0 = list(sampler)[:50]
-    torch.manual_seed(0)
-    torch.rand(1)
-    rank1 = list(sampler)[50:]
-    assert sorted(rank0 + rank1) != list(range(101))
-
-
-def test_length_grouped_copies_the_lengths_and_checks_them() -> None:
-    lengths = torch.arange(5)
-    order = LengthGrouped(lengths, 1, 0)
-    lengths.zero_()
-    assert order.lengths.tolist() == [0, 1, 2, 3, 4]
-    assert LengthGrouped([], 1, 0).indices(0, 0, 0).tolist() == []
-    with pytest.raises(ValueError, match=r"one number for each sample, got shape \(2, 1\)"):
-        LengthGrouped([[1], [2]], 1, 0)
-    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
-        LengthGrouped([1], 0, 0)
-
-
-# --- by name ------------------------------------------------------------------------------------
-
-
-def test_each_strategy_gives_its_order() -> None:
-    assert orders.for_strategy("random", 9, seed=1) == Permutation(9, 1)
-    assert orders.for_strategy("sequential", 9, seed=1) == Sequential(9)
-    assert orders.for_strategy("feistel", 9, seed=1) == Feistel(9, 1)
-    lengths = list(range(9))
-    grouped = orders.for_strategy("group_by_length", 9, seed=1, lengths=lengths, batch_size=2)
-    expected = LengthGrouped(lengths, 2, 1)
-    assert grouped.indices(0, 0, 9).tolist() == expected.indices(0, 0, 9).tolist()
-
-
-def test_an_unknown_strategy_lists_the_valid_ones() -> None:
-    message = "expected one of random, sequential, group_by_length, feistel, got 'sorted'"
-    with pytest.raises(ValueError, match=message):
-        orders.for_strategy("sorted", 9, seed=1)
-
-
-def test_grouping_by_length_needs_all_lengths() -> None:
-    with pytest.raises(ValueError, match="each of the 9 samples, got batch_size=2 and no lengths"):
-        orders.for_strategy("group_by_length", 9, seed=1, batch_size=2)
-    with pytest.raises(ValueError, match="got batch_size=2 and 1 lengths"):
-        orders.for_strategy("group_by_length", 9, seed=1, batch_size=2, lengths=[1])

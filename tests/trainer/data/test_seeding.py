@@ -1,24 +1,21 @@
-"""Per-sample seeding: same bits with any workers, nothing moved outside, and what it costs."""
+"""The host's generators: mixing, seeding, and giving them back."""
 
 from __future__ import annotations
 
 import pickle
 import random
 import timeit
-from collections.abc import Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset
 
 from trainer.data import seeding
-from trainer.data.order import Permutation
-from trainer.data.sampler import GlobalBatchSampler
-from trainer.data.seeding import SeededCollator, SeededDataset, WorkerInit, mix, preserved_host_rng
-
-N = 22
+from trainer.data.seeding import WorkerInit, lent_host_rng, mix, preserved_host_rng, seed_host
 
 
 def draws() -> list[float]:
@@ -37,55 +34,6 @@ def states() -> tuple[Any, ...]:
     numpy_state = pickle.dumps(np.random.get_state(legacy=False))  # noqa: NPY002
     torch_state = torch.get_rng_state().numpy().tobytes()
     return random.getstate(), numpy_state, torch_state, torch.initial_seed()
-
-
-class Augmented:
-    """Every sample draws from the three generators; some draw more than others."""
-
-    def __len__(self) -> int:
-        return N
-
-    def __getitem__(self, index: int) -> list[float]:
-        for _ in range(index % 3):
-            draws()
-        return [float(index), *draws()]
-
-
-class Table(Augmented):
-    """Like a ``datasets.Dataset``: it has columns, a format, and fetches batches at once."""
-
-    column_names = ("x",)
-
-    def __init__(self, format_type: str | None) -> None:
-        self.format = {"type": format_type}
-        self.batches = 0
-
-    def __getitems__(self, indices: list[int]) -> list[list[float]]:
-        self.batches += 1
-        return [[float(index)] for index in indices]
-
-
-def noisy_collate(samples: list[list[float]]) -> torch.Tensor:
-    noise = torch.tensor(draws())
-    return torch.cat([torch.tensor(samples, dtype=torch.float64).flatten(), noise.double()])
-
-
-def loader(workers: int, sampler: GlobalBatchSampler, **options: Any) -> DataLoader[Any]:
-    return DataLoader(
-        SeededDataset(Augmented(), seed=5),
-        batch_sampler=sampler,
-        collate_fn=SeededCollator(noisy_collate),
-        num_workers=workers,
-        **options,
-    )
-
-
-def batches(workers: int = 0, **where: Any) -> list[torch.Tensor]:
-    return list(loader(workers, GlobalBatchSampler(Permutation(N, 1), 4, **where)))
-
-
-def same(a: Sequence[torch.Tensor], b: Sequence[torch.Tensor]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 # --- mixing -------------------------------------------------------------------------------------
@@ -130,178 +78,91 @@ def test_the_three_generators_do_not_share_a_stream() -> None:
     of_torch, of_numpy = words()
     assert of_torch <= of_numpy  # the trap: equal seeds are equal streams
     for value in (mix(7), mix(8)):
-        seeding.seed_host(value)
+        seed_host(value)
         of_torch, of_numpy = words()
         assert not of_torch & of_numpy
 
 
 def test_seed_host_takes_any_64_bits() -> None:
     for value in (0, 2**32, 2**63, 2**64 - 1):
-        seeding.seed_host(value)
+        seed_host(value)
         first = draws()
-        seeding.seed_host(value)
+        seed_host(value)
         assert draws() == first
 
 
-# --- restoring ----------------------------------------------------------------------------------
+def test_seeding_is_what_the_public_functions_do() -> None:
+    """Also after an odd number of normal deviates, of which Python and NumPy keep the second."""
+    for value in (0, 5, 2**32, 2**64 - 1):
+        draws()
+        seed_host(value)
+        ours = states()
+        draws()
+        torch.default_generator.manual_seed(value)
+        random.seed(value)
+        np.random.seed(value >> 32)  # noqa: NPY002
+        assert states() == ours
 
 
-def test_states_are_put_back_after_an_exception_too() -> None:
-    draws()  # leaves a normal deviate in NumPy's and Python's state
+# --- giving back --------------------------------------------------------------------------------
+
+BLOCKS = [preserved_host_rng, lent_host_rng]
+Block = Callable[[], AbstractContextManager[None]]
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("deviates", [0, 1, 2])
+def test_states_are_put_back_after_an_exception_too(block: Block, deviates: int) -> None:
+    seed_host(3)
+    for _ in range(deviates):  # one of a pair stays in NumPy's and Python's state
+        random.gauss(0, 1), np.random.randn()  # noqa: NPY002
     before = states()
-    with pytest.raises(ZeroDivisionError), preserved_host_rng():
-        seeding.seed_host(int(draws()[0]) // 0)
+    with pytest.raises(ZeroDivisionError), block():
+        seed_host(int(draws()[0]) // 0)
     assert states() == before
-
-
-def test_an_inner_block_leaves_restoring_to_the_outer_one() -> None:
-    before = states()
-    with preserved_host_rng():
-        with preserved_host_rng():
-            seeding.seed_host(1)
-        inside = states()
-        assert inside != before
-    assert states() == before
-    with preserved_host_rng():
+    with block():
+        seed_host(1)
         draws()
     assert states() == before
 
 
-# --- the dataset --------------------------------------------------------------------------------
-
-
-def test_a_sample_is_a_function_of_seed_epoch_and_index() -> None:
-    dataset = SeededDataset(Augmented(), seed=5)
-    sample = dataset[(2, 7)]
-    draws()
-    dataset[(3, 7)]
-    assert dataset[(2, 7)] == sample
-    assert dataset.__getitems__([(2, 4), (2, 7)])[1] == sample
-    others = [
-        dataset[(2, 8)][1:],
-        dataset[(3, 7)][1:],
-        SeededDataset(Augmented(), seed=6)[(2, 7)][1:],
-    ]
-    for other in others:
-        assert not set(other) & set(sample[1:])
-
-
-def test_sample_seed_is_the_documented_mix() -> None:
-    dataset = SeededDataset(Augmented(), seed=5)
-    for epoch, index in ((0, 0), (0, 9), (4, 9), (0, 9)):
-        assert dataset.sample_seed(epoch, index) == mix(5, epoch, index)
-
-
-def test_fetching_leaves_the_global_generators_alone_in_the_main_process() -> None:
-    dataset = SeededDataset(Augmented(), seed=5)
-    collate = SeededCollator(noisy_collate)
+@pytest.mark.parametrize("outer", BLOCKS)
+@pytest.mark.parametrize("inner", BLOCKS)
+def test_an_inner_block_leaves_restoring_to_the_outer_one(outer: Block, inner: Block) -> None:
     before = states()
-    dataset[(0, 1)]
-    assert states() == before
-    collate(dataset.__getitems__([(0, 1), (0, 2)]))
-    assert states() == before
-
-
-def test_switched_off_nothing_is_seeded_or_restored() -> None:
-    dataset = SeededDataset(Augmented(), seed=5, enabled=False)
-    torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
-    samples = dataset.__getitems__([(0, 3), (0, 6)])
-    after = states()
-    torch.manual_seed(0), random.seed(0), np.random.seed(0)  # noqa: NPY002
-    assert samples == [Augmented()[3], Augmented()[6]]
-    assert states() == after
-    assert samples.seed is None
-    torch.manual_seed(0)
-    expected = torch.rand(())
-    torch.manual_seed(0)
-    assert SeededCollator(lambda _: torch.rand(()))(samples) == expected
-    assert dataset[(0, 0)][0] == 0
-
-
-def test_tables_are_fetched_by_the_batch_unless_a_transform_may_draw() -> None:
-    plain, custom = Table(None), Table("custom")
-    keys = [(0, 3), (0, 1)]
-    assert SeededDataset(plain, 5).__getitems__(keys) == [[3.0], [1.0]]
-    expected = SeededDataset(Augmented(), 5).__getitems__(keys)
-    assert SeededDataset(custom, 5).__getitems__(keys) == expected
-    assert (plain.batches, custom.batches) == (1, 0)
-
-
-def test_a_subset_is_seeded_sample_by_sample() -> None:
-    subset = SeededDataset(Subset(Augmented(), [4, 9]), 5)  # type: ignore[arg-type]
-    together = subset.__getitems__([(0, 0), (0, 1)])
-    assert together == [subset[(0, 0)], subset[(0, 1)]]
-
-
-def test_length_and_refusal_of_iterable_datasets() -> None:
-    assert len(SeededDataset(Augmented(), 5)) == N
-
-    for dataset in (Stream(), iter([1])):
-        with pytest.raises(
-            TypeError, match=r"expected a map-style dataset .* got (Stream|list_it)"
-        ):
-            SeededDataset(dataset, 5)
-
-
-def test_an_empty_share_collates_to_none() -> None:
-    dataset = SeededDataset(Augmented(), 5)
-    assert SeededCollator(noisy_collate)(dataset.__getitems__([])) is None
-
-
-def test_collators_draw_anew_for_each_batch_and_epoch() -> None:
-    dataset = SeededDataset([0] * 9, 5)
-    collate = SeededCollator(lambda _: tuple(draws()))
-    keys = [[(0, 1)], [(0, 2)], [(1, 1)]]
-    drawn = [collate(dataset.__getitems__(batch)) for batch in keys]
-    assert len(set(drawn)) == 3
-    assert drawn == [collate(dataset.__getitems__(batch)) for batch in keys]
-
-
-def test_the_collator_gets_a_plain_list() -> None:
-    samples = SeededDataset(Augmented(), 5).__getitems__([(0, 1)])
-    assert type(SeededCollator(lambda samples: samples)(samples)) is list
-
-
-# --- through a loader ---------------------------------------------------------------------------
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
-@pytest.mark.parametrize("workers", [1, 4])
-@pytest.mark.parametrize("prefetch", [1, 3])
-def test_random_data_and_collator_give_the_same_bits_with_any_workers(
-    workers: int, prefetch: int
-) -> None:
-    sampler = GlobalBatchSampler(Permutation(N, 1), 4)
-    for epoch in range(2):
-        sampler.set_epoch(epoch)
+    with outer():
+        with inner():
+            seed_host(1)
+            draws()
+        inside = draws()
+        seed_host(1)
         draws()
-        assert same(
-            list(loader(workers, sampler, prefetch_factor=prefetch)),
-            batches(0, epoch=epoch),
-        )
+        assert draws() == inside
+    assert states() == before
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_resuming_mid_epoch_gives_the_same_bits(workers: int) -> None:
-    assert same(batches(workers, epoch=1, start_batch=2), batches(0, epoch=1)[2:])
+def test_preserved_generators_go_on_from_where_they_stand() -> None:
+    seed_host(4)
+    expected = draws()
+    seed_host(4)
+    with preserved_host_rng():
+        assert draws() == expected
 
 
-def test_any_number_of_ranks_gives_the_same_bits() -> None:
-    alone = batches(0)
-    for ranks in (2, 3):
-        shares = [batches(0, num_replicas=ranks, rank=rank) for rank in range(ranks)]
-        dealt = [batch for turn in zip(*shares, strict=True) for batch in turn]
-        assert same([batch for batch in dealt if batch is not None], alone)
+def test_what_is_drawn_from_lent_generators_is_what_the_seed_says() -> None:
+    seed_host(4)
+    expected = draws()
+    for _ in range(2):
+        with lent_host_rng():
+            seed_host(4)
+            assert draws() == expected
 
 
-def test_everything_survives_pickling() -> None:
-    dataset = pickle.loads(pickle.dumps(SeededDataset([10, 11], 5)))
-    assert dataset[(0, 1)] == 11
-    assert pickle.loads(pickle.dumps(SeededCollator(len)))([1, 2]) == 2
-    samples = pickle.loads(pickle.dumps(dataset.__getitems__([(0, 1)])))
-    assert samples == [11]
-    assert samples.seed == dataset.__getitems__([(0, 1)]).seed
-    assert pickle.loads(pickle.dumps(WorkerInit(1, 2, 3))) == WorkerInit(1, 2, 3)
+def test_a_generator_that_was_exchanged_inside_is_put_back() -> None:
+    own = np.random.get_bit_generator()
+    with lent_host_rng():
+        np.random.set_bit_generator(np.random.MT19937(1))
+    assert np.random.get_bit_generator() is own
 
 
 # --- workers ------------------------------------------------------------------------------------
@@ -324,11 +185,19 @@ def test_each_worker_of_each_rank_and_epoch_has_its_own_seed() -> None:
     assert len(seen) == 8
 
 
+def test_a_worker_start_survives_pickling() -> None:
+    assert pickle.loads(pickle.dumps(WorkerInit(1, 2, 3))) == WorkerInit(1, 2, 3)
+
+
 # --- cost ---------------------------------------------------------------------------------------
 
 
-def test_seeding_a_sample_costs_little_more_than_the_three_seed_calls() -> None:
-    dataset = SeededDataset([0], 5)
+def best(call: Callable[[], Any], number: int = 200) -> float:
+    """Return the seconds of the fastest call."""
+    return min(timeit.repeat(call, number=number, repeat=30)) / number
+
+
+def test_seeding_costs_no_more_than_the_three_seed_calls() -> None:
     value = mix(1)
 
     def bare() -> None:
@@ -336,11 +205,16 @@ def test_seeding_a_sample_costs_little_more_than_the_three_seed_calls() -> None:
         random.seed(value)
         np.random.seed(value >> 32)  # noqa: NPY002
 
-    def ours() -> None:
-        seeding.seed_host(dataset.sample_seed(1, 0))
-
-    def best(call: Any) -> float:
-        return min(timeit.repeat(call, number=200, repeat=30)) / 200
-
     with preserved_host_rng():
-        assert best(ours) < 1.3 * best(bare) + 1e-6
+        assert best(lambda: seed_host(value)) < 1.1 * best(bare)
+
+
+def test_lending_the_generators_costs_less_than_copying_their_states() -> None:
+    def block(kind: Block) -> Callable[[], None]:
+        def enter() -> None:
+            with kind():
+                pass
+
+        return enter
+
+    assert best(block(lent_host_rng), 50) < 0.5 * best(block(preserved_host_rng), 50)

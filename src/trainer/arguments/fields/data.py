@@ -32,8 +32,9 @@ class DataFields:
     )
     train_sampling_strategy: str = option(
         "random",
-        "Order of the training rows; group_by_length puts rows of similar length in one batch.",
-        choices=("random", "sequential", "group_by_length"),
+        "Order of the training rows; group_by_length puts rows of similar length in one batch, feistel "
+        "is random without keeping an order in memory, for very many rows.",
+        choices=("random", "sequential", "group_by_length", "feistel"),
     )
     length_column_name: str = option(
         "length", "Column with ready-made lengths for group_by_length."

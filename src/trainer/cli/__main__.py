@@ -1,0 +1,7 @@
+"""``python -m trainer.cli`` is ``trainstep``."""
+
+import sys
+
+from trainer.cli.entry import main
+
+sys.exit(main())
