@@ -2,23 +2,21 @@
 
     python benchmarks/overhead.py [--models mlp gpt] [--sides loop step trainer hf] [--rounds 9]
 
-Every side trains the same model on the same data in a process of its own. The processes take turns: one
-runs a few dozen steps while the others wait, in alternating order, so drift of the machine hits all
-alike. Reported are medians over the rounds, their spread, and the ratio to the plain loop.
+Every side trains the same model on the same data, in turns (see ``turns.py``). Reported are medians over
+the rounds, their spread, and the ratio to the plain loop.
 """
 
 import argparse
 import json
 import os
 import platform
-import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import turns
 
 SIDES = {
     "loop": "plain PyTorch loop",
@@ -188,26 +186,15 @@ def run_lightning(
     ).fit(Module(), torch.utils.data.DataLoader(samples, batch, shuffle=True))
 
 
-def work(side: str, model_name: str, rounds: int, out: Any) -> None:
-    """Run one side, in turns: after every turn report its time and wait to be called again."""
+def work(side: str, model_name: str, rounds: int) -> None:
+    """Be one side."""
     import torch
 
     torch.set_num_threads(2)
     batch, turn = MODELS[model_name]
     model, samples = build(model_name)
-    done = 0
-    started = 0.0
-
-    def gate() -> None:
-        nonlocal done, started
-        done += 1
-        if done % turn == 0:
-            print((time.perf_counter() - started) / turn * 1e3, file=out, flush=True)
-            sys.stdin.readline()
-            started = time.perf_counter()
-
+    gate = turns.Gate(turn)
     total = turn * (rounds + 2)
-    started = time.perf_counter()
     if side == "loop":
         run_loop(model, samples, batch, total, gate)
     elif side in ("step", "pure"):
@@ -216,31 +203,6 @@ def work(side: str, model_name: str, rounds: int, out: Any) -> None:
         run_lightning(model, samples, batch, total, gate)
     else:
         run_trainer(model, samples, batch, total, gate, side)
-
-
-def measure(model_name: str, sides: list[str], rounds: int) -> dict[str, list[float]]:
-    """Return milliseconds per step of every round and side; sides that fail to start are dropped."""
-    workers, times = {}, {}
-    for side in sides:
-        log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
-        command = [sys.executable, __file__, "--work", side, model_name, str(rounds)]
-        pipe = subprocess.PIPE
-        worker = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=log, text=True)
-        if worker.stdout.readline():  # a first turn, to warm up
-            workers[side], times[side] = worker, []
-        else:
-            log.seek(0)
-            print(f"{SIDES[side]}: skipped ({' '.join(log.read().strip().splitlines()[-1:])})")
-    for number in range(rounds):
-        order = list(workers)
-        for side in order if number % 2 == 0 else reversed(order):
-            workers[side].stdin.write("\n")
-            workers[side].stdin.flush()
-            times[side].append(float(workers[side].stdout.readline()))
-    for worker in workers.values():
-        worker.kill()
-        worker.wait()
-    return times
 
 
 def main() -> None:
@@ -253,27 +215,18 @@ def main() -> None:
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
-        # Bars and log lines of the trainers must not end up among the figures.
-        out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
         side, model, rounds = options.work
-        work(side, model, int(rounds), out)
+        work(side, model, int(rounds))
         return
     results: dict[str, Any] = {"machine": platform.processor() or platform.machine()}
     for model in options.models:
-        times = measure(model, options.sides, options.rounds)
-        base = times.get("loop")
+        commands = {
+            side: [sys.executable, __file__, "--work", side, model, str(options.rounds)]
+            for side in options.sides
+        }
+        times = turns.compete(commands, options.rounds, SIDES)
         print(f"\n### {model}, batch {MODELS[model][0]}, {os.cpu_count()} cores\n")
-        print("| | ms a step (median) | min to max | of the plain loop |\n|---|---|---|---|")
-        for side, values in times.items():
-            # Rounds are paired with the loop's round beside them, which cancels slow drift.
-            ratio = (
-                statistics.median(a / b for a, b in zip(values, base, strict=True)) if base else 0
-            )
-            print(
-                f"| {SIDES[side]} | {statistics.median(values):.3f} | {min(values):.3f} to "
-                f"{max(values):.3f} | {ratio:.3f} |"
-            )
+        print(turns.table(times, SIDES, "loop"))
         results[model] = times
     if options.json:
         options.json.write_text(json.dumps(results, indent=2))
