@@ -56,6 +56,7 @@ class CapturedEngine:
                 self._graphs, self._grads = None, {}
                 self._give_up()
             else:
+                self._local.show(self._grads)
                 for _ in range(window):
                     yield total
                 return

@@ -93,6 +93,11 @@ class LocalEngine:
         for _, parameter in self._parameters:
             parameter.grad = None
 
+    def show(self, grads: Grads) -> None:
+        """Put gradients where callbacks look for them."""
+        for name, parameter in self._parameters:
+            parameter.grad = grads.get(name)
+
     def prepare(self) -> None:
         """Do what ``training_step`` does on the host for a recording of it: see to the modes."""
         model = self._trainer.model_wrapped

@@ -62,8 +62,6 @@ def _against_capture(trainer: Any, state: ts.TrainState) -> Iterator[str]:
             yield f"{type(trainer).__name__} overrides {name}"
     if trainer._adopted.fused is not None:
         yield f"optim={args.optim!s} updates during the backward pass"
-    if args.gradient_checkpointing:
-        yield "gradient_checkpointing restores generators, which cannot be recorded"
     if args.torch_empty_cache_steps is not None:
         yield "torch_empty_cache_steps empties the cache inside the step"
     if args.torch_compile_mode in ("reduce-overhead", "max-autotune"):

@@ -48,8 +48,8 @@ def format_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def table(split: str, metrics: Mapping[str, Any]) -> str:
-    """Lay metrics out as an aligned table with one sorted line each."""
-    formatted = {key: str(value) for key, value in format_metrics(metrics).items()}
+    """Lay values out as an aligned table with one sorted line each."""
+    formatted = {key: str(value) for key, value in metrics.items()}
     left = max(map(len, formatted), default=0)
     right = max(map(len, formatted.values()), default=0)
     lines = [f"  {key: <{left}} = {formatted[key]:>{right}}" for key in sorted(formatted)]

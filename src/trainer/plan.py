@@ -56,8 +56,14 @@ class Plan:
         return batches / (self.batches_per_epoch or self.max_steps * accumulation)
 
 
-def make_plan(args: Any, loader: Any, total_batch_size: int) -> Plan:
+def make_plan(args: Any, loader: Any, total_batch_size: int, examples: int | None = None) -> Plan:
     """Compute the lengths of a run.
+
+    Args:
+        args: the training arguments.
+        loader: the training data.
+        total_batch_size: samples of one update.
+        examples: samples in the data, if the loader is not to be asked.
 
     Raises:
         ValueError: for a loader without length and no ``max_steps``; for one without any batch.
@@ -82,7 +88,8 @@ def make_plan(args: Any, loader: Any, total_batch_size: int) -> Plan:
             f"{args.dataloader_drop_last}"
         )
     updates = math.ceil(batches / accumulation)
-    examples = num_examples(loader, args.per_device_train_batch_size)
+    if examples is None:
+        examples = num_examples(loader, args.per_device_train_batch_size)
     if args.max_steps >= 0:
         # Zero means one update, as the loop only looks at the limit after an update.
         epochs = math.ceil(max(args.max_steps, 1) / updates)

@@ -5,6 +5,8 @@ from contextlib import ExitStack
 from typing import Any
 
 from trainer import checkpointing, liger, neftune
+from trainer.arguments.enums import DebugOption
+from trainer.debug import DebugUnderflowOverflow
 from trainer.special_tokens import align_special_tokens
 from trainer.tokens import TokenCounter, main_input_name, recount_parameters
 
@@ -19,6 +21,14 @@ def prepare_model(trainer: Any, stack: ExitStack) -> None:
         checkpointing.enable(model, args.gradient_checkpointing_kwargs)
     if args.neftune_noise_alpha is not None:
         stack.enter_context(neftune.attach(model, args.neftune_noise_alpha))
+    if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
+        if args.n_gpu > 1:
+            raise ValueError(
+                f'debug="underflow_overflow" cannot watch the copies that DataParallel makes on '
+                f"{args.n_gpu} GPUs: start one process per GPU (torchrun), or let "
+                "CUDA_VISIBLE_DEVICES name one"
+            )
+        stack.enter_context(DebugUnderflowOverflow(model))
     recount_parameters(model)
 
 

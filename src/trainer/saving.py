@@ -71,6 +71,7 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
 
     try:
         if writer:
+            note_failure(trainer, wait=True)  # else that of the last save would stand for this one
             writer.submit(root, step, contents, on_done=tidy)
         else:
             tidy(checkpoint.save(root, step, contents))
@@ -79,11 +80,11 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
         raise
 
 
-def note_failure(trainer: Any) -> None:
-    """Warn of a background save that has failed since the last look; never waits."""
+def note_failure(trainer: Any, *, wait: bool = False) -> None:
+    """Warn of a background save that has failed since the last look; with ``wait``, when it has ended."""
     if trainer._writer is not None:
         try:
-            trainer._writer.check()
+            trainer._writer.wait() if wait else trainer._writer.check()
         except checkpoint.CheckpointError as error:
             logger.warning("A checkpoint was not saved, training goes on: %s", error)
 

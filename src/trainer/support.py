@@ -26,6 +26,8 @@ def refuse_unsupported(args: Any) -> None:
     ]
     if getattr(args, "report_to", None):
         wrong.append(f"report_to={args.report_to!r}")
+    if "tpu_metrics_debug" in getattr(args, "debug", ()):
+        wrong.append(f"debug={[str(option) for option in args.debug]}")
     if getattr(args, "fsdp", None):
         wrong.append(f"fsdp={args.fsdp!r}")
     if args.world_size > 1:

@@ -5,6 +5,7 @@ that a recording could not hold is an error; it is recorded. Rehearsing finds wh
 at stake: a recording that fails half-way would leave the device's generators unusable.
 """
 
+import contextlib
 import random
 import traceback
 import warnings
@@ -62,13 +63,13 @@ def rehearse(fn: Fn, root: Key, device: torch.device) -> tuple[Any, list[tuple[i
     Raises:
         CaptureError: if it waits for the device, or draws random numbers on the host.
     """
-    paths: list[tuple[int, ...]] = []
+    slots: list[tuple[tuple[int, ...], torch.Generator]] = []
 
     def take(path: tuple[int, ...]) -> torch.Generator:
-        paths.append(path)
-        return torch.Generator(device).manual_seed(root.fold_in(*path).bits)
+        slots.append((path, torch.Generator(device).manual_seed(root.fold_in(*path).bits)))
+        return slots[-1][1]
 
-    with _host_randomness_kept() as drawn:
+    with _host_randomness_kept() as drawn, _generators_watched() as copied:
         try:
             with _no_syncs():
                 outputs = fn(SlotKey(take))
@@ -77,7 +78,7 @@ def rehearse(fn: Fn, root: Key, device: torch.device) -> tuple[Any, list[tuple[i
         except RuntimeError as error:
             if "synchronizing" not in str(error):
                 raise
-            operation = _last_operation(lambda: fn(SlotKey(take)))
+            operation = _failing_operation(lambda: fn(SlotKey(take)))
             raise CaptureError(
                 f"{operation} waits for the GPU{where(error)}, so the step cannot be recorded. Keep the "
                 "value on the GPU (torch.where instead of if, no .item()), or shapes fixed; or do not "
@@ -88,7 +89,13 @@ def rehearse(fn: Fn, root: Key, device: torch.device) -> tuple[Any, list[tuple[i
                 "random numbers are drawn on the CPU, where a recorded step would never draw again. Draw "
                 "them on the GPU, or do not capture the step."
             )
-    return outputs, paths
+    if copied() and any(slot.get_offset() for _, slot in slots):
+        raise CaptureError(
+            "the state of the GPU's generator is copied and put back, as gradient checkpointing does to "
+            "draw the same dropout twice; a recording would draw another one. Use no dropout where "
+            "layers run again, or do not capture the step."
+        )
+    return outputs, [path for path, _ in slots]
 
 
 def record(
@@ -184,22 +191,38 @@ def _host_randomness_kept() -> Iterator[Callable[[], bool]]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-class _Last(TorchDispatchMode):
-    """Remembers the last operation that was run."""
+@contextmanager
+def _generators_watched() -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether somebody has asked for the state of a GPU's generator."""
+    original, asked = torch.cuda.get_rng_state, []
 
-    name = "an operation"
+    def get_rng_state(*args: Any, **kwargs: Any) -> Any:
+        asked.append(True)
+        return original(*args, **kwargs)
+
+    torch.cuda.get_rng_state = get_rng_state
+    try:
+        yield lambda: bool(asked)
+    finally:
+        torch.cuda.get_rng_state = original
+
+
+class _Failing(TorchDispatchMode):
+    """Remembers the first operation that fails."""
+
+    name = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.name = str(func)
-        return func(*args, **(kwargs or {}))
+        try:
+            return func(*args, **(kwargs or {}))
+        except RuntimeError:
+            self.name = self.name or str(func)
+            raise
 
 
-def _last_operation(fn: Callable[[], Any]) -> str:
+def _failing_operation(fn: Callable[[], Any]) -> str:
     """Run what has failed once more, to learn at which operation it fails."""
-    watcher = _Last()
-    try:
-        with _no_syncs(), watcher:
-            fn()
-    except Exception:
-        return watcher.name
-    return "an operation"
+    watcher = _Failing()
+    with contextlib.suppress(Exception), _no_syncs(), watcher:
+        fn()
+    return watcher.name or "an operation"

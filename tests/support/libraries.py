@@ -4,6 +4,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+import accelerate  # noqa: F401  looks for libraries when it is imported: before there are stand-ins
 import pytest
 import torch
 from torch import Tensor, nn

@@ -95,7 +95,8 @@ class DataMixin(TrainerBase):
             Epochs, updates per epoch, samples in the data, samples that will be seen, samples of an
             update, micro-batches per epoch (None if unknown), updates in all.
         """
-        plan = make_plan(args, dataloader, self.get_total_train_batch_size(args))
+        total, examples = self.get_total_train_batch_size(args), self.num_examples(dataloader)
+        plan = make_plan(args, dataloader, total, examples)
         return (
             plan.num_train_epochs,
             plan.updates_per_epoch,
@@ -112,10 +113,13 @@ class DataMixin(TrainerBase):
 
     def get_total_train_batch_size(self, args: TrainingArguments) -> int:
         """Return the samples of one update over all processes."""
-        return self._train_batch_size * args.gradient_accumulation_steps * args.world_size
+        shared = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
+        processes = args.world_size // shared  # those that work on samples of their own
+        return self._train_batch_size * args.gradient_accumulation_steps * processes
 
     def _default_collator(self) -> Callable[[list[Any]], Any]:
-        if hasattr(self.processing_class, "pad"):
+        # Image processors and others can pad too, but not rows of tokens: those are what has a side.
+        if hasattr(self.processing_class, "pad") and hasattr(self.processing_class, "padding_side"):
             return DataCollatorWithPadding(self.processing_class)
         return default_data_collator
 

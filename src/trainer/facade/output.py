@@ -41,7 +41,7 @@ class OutputMixin(TrainerBase):
     def log_metrics(self, split: str, metrics: dict[str, float]) -> None:
         """Print metrics as a table."""
         if self.is_world_process_zero():
-            print(table(split, metrics))
+            print(table(split, self.metrics_format(metrics)))
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
         """Write ``<split>_results.json`` and merge into ``all_results.json``."""

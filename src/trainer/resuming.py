@@ -1,0 +1,166 @@
+"""How a run takes up a checkpoint: which one, what is restored, where the data go on."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import trainstep as ts
+from trainer import checkpoint, hf_checkpoints, modeling
+from trainer.callbacks import TRAINER_STATE_NAME, TrainerState, restore_callback_states
+from trainer.checkpoint import host_rng
+from trainer.loop import Run
+from trainer.meter import Meter
+from trainer.optimizers import Adopted
+
+logger = logging.getLogger(__name__)
+
+# Arguments that may differ between a run and its continuation without anybody caring.
+_FREE = frozenset(
+    {"output_dir", "disable_tqdm", "report_to", "run_name", "resume_from_checkpoint", "log_level"}
+    | {"log_digest_steps", "push_to_hub"}
+)
+
+
+def find_checkpoint(trainer: Any, wanted: str | Path | bool | None) -> checkpoint.Loaded | None:
+    """Load the checkpoint to resume from: the newest that verifies, or the folder given, or none.
+
+    Raises:
+        ValueError: if ``wanted`` is True and no checkpoint verifies.
+        CheckpointError: if the folder given is missing or damaged.
+    """
+    if not wanted:
+        return None
+    if wanted is not True:
+        return checkpoint.load(Path(str(wanted)))
+    root = Path(trainer.args.output_dir)
+    path, skipped = checkpoint.newest(root)
+    for folder, reason in skipped:
+        logger.warning("Checkpoint %s is passed over: %s", folder, reason)
+    if path is None:
+        reasons = "".join(f"\n  {folder.name}: {reason}" for folder, reason in skipped)
+        raise ValueError(
+            f"resume_from_checkpoint=True, but there is no complete checkpoint in {root}.{reasons}\n"
+            "Call train() without it to start anew, or give the path of a checkpoint."
+        )
+    return checkpoint.load(path)
+
+
+def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> None:
+    """Put a run where ``found`` was written."""
+    logger.info("Resuming from %s", found.path)
+    _report_changes(trainer.args, found)
+    state = TrainerState.from_json(found.trainer_state, str(found.path / TRAINER_STATE_NAME))
+    state.train_batch_size = trainer._train_batch_size
+    state.compute_steps(trainer.args, run.plan.max_steps)
+    state.init_training_references(trainer, run.plan.max_steps, run.plan.num_train_epochs, None)
+    trainer.state = state
+    if trainer.args.restore_callback_states_from_checkpoint:
+        trainer.control = run.control = restore_callback_states(
+            trainer.callback_handler.callbacks, trainer.control, state.stateful_callbacks
+        )
+    if found.foreign is not None:
+        scheduler = hf_checkpoints.take_up(trainer, run, meter, found)
+    else:
+        _take_up(trainer, run, meter, found)
+        scheduler = found.position.get("scheduler")
+    trainer._rates.restore(scheduler, run.state.step)
+    if 0 in found.host_rng:
+        host_rng.restore(found.host_rng[0])
+
+
+def _take_up(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> None:
+    """Take over state, position and running means from a checkpoint of this package."""
+    if found.state is None:
+        logger.warning(
+            "%s was saved with save_only_model: the weights are restored, optimizer moments are not.",
+            found.path,
+        )
+        modeling.load_weights(trainer.model, found.path)
+        run.state = run.state.evolve(step=trainer.state.global_step)
+    else:
+        run.state = _adopt(trainer._adopted, run.state, found.state)
+    trainer._interruption.unfinished = tuple(found.position.get("unfinished", ()))
+    _seek(trainer, run, found)
+    if "meter" in found.position:
+        meter.restore(found.position["meter"])
+
+
+def _adopt(adopted: Adopted, mine: ts.TrainState, theirs: ts.TrainState) -> ts.TrainState:
+    """Copy weights into the tensors of ``mine``, which the module shares; take over the rest."""
+    if adopted.translated:
+        ts.serialize.check_like(theirs, mine)
+    else:  # an optimizer that runs itself fills its state when it first steps
+        empty: dict[str, Any] = {"opt_state": (), "extras": {}}
+        ts.serialize.check_like(theirs.evolve(**empty), mine.evolve(**empty))
+
+    def place(new: Any, old: Any) -> Any:
+        return new.to(old.device) if isinstance(new, Tensor) else new
+
+    with torch.no_grad():
+        for target, source in ((mine.params, theirs.params), (mine.buffers, theirs.buffers)):
+            for name, tensor in source.items():
+                target[name].copy_(tensor)
+    opt_state = theirs.opt_state
+    if adopted.translated:
+        opt_state = ts.tree.map(place, opt_state, mine.opt_state)
+    return mine.evolve(
+        step=theirs.step,
+        key=theirs.key,
+        opt_state=adopted.attach(opt_state),
+        extras=theirs.extras,
+    )
+
+
+def _seek(trainer: Any, run: Run, found: checkpoint.Loaded) -> None:
+    position = found.position
+    run.epoch, run.batch = position["epoch"], position["batch"]
+    run.in_epoch = position["in_epoch"]
+    if trainer.args.ignore_data_skip:
+        run.batch = 0
+        return
+    run.batches.load(position.get("data"))
+    now = trainer._train_batch_size * trainer.args.world_size
+    if now == position["batch_size"]:
+        return
+    samples = run.batch * position["batch_size"]
+    if run.plan.batches_per_epoch is not None and samples >= run.plan.num_examples:
+        run.batch = run.plan.batches_per_epoch  # the epoch was over, with a batch that was not full
+        return
+    if samples % now:
+        raise ValueError(
+            f"{found.path} was written after {samples} samples of epoch {run.epoch}, in batches of "
+            f"{position['batch_size']}; a batch of {now} does not divide that. Use a batch size that "
+            "does, or ignore_data_skip=True to begin the epoch again."
+        )
+    run.batch = samples // now
+
+
+def changed_arguments(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return the arguments that both have with other values, as name -> (before, now).
+
+    Those that say only where and how a run reports are left out.
+    """
+    before, now = (json.loads(json.dumps(one, default=str)) for one in (before, now))
+    return {
+        name: (before[name], value)
+        for name, value in now.items()
+        if name not in _FREE and name in before and before[name] != value
+    }
+
+
+def _report_changes(args: Any, found: checkpoint.Loaded) -> None:
+    changed = [
+        f"{name}: {value!r} (from args) != {before!r} (from {found.path.name})"
+        for name, (before, value) in changed_arguments(
+            found.arguments, args.to_sanitized_dict()
+        ).items()
+    ]
+    if changed:
+        logger.warning(
+            "Arguments differ from those of the checkpoint; those given now are used:\n  %s",
+            "\n  ".join(changed),
+        )
