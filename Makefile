@@ -25,6 +25,9 @@ check: $(READY) ## lint, format and types
 test: check ## everything: lint, types, unit and property tests, examples
 	$(BIN)/pytest -n 2 $(ARGS)
 
+test-full: check ## the same, with every case of what `make test` samples (takes long)
+	TRAINSTEP_FULL=1 $(BIN)/pytest -n 2 $(ARGS)
+
 format: $(READY) ## rewrite the code in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

@@ -30,7 +30,18 @@ MODULES = {
     "callbacks": ["trainer.callbacks"],
     "checkpoint": ["trainer.checkpoint"],
     "digests": ["trainer.digest_log"],
-    "data": ["trainer.data.order", "trainer.data.sampler", "trainer.data.seeding"],
+    "data": [
+        "trainer.data.order",
+        "trainer.data.strategies",
+        "trainer.data.grouped",
+        "trainer.data.weighted",
+        "trainer.data.sampler",
+        "trainer.data.seeded",
+        "trainer.data.seeding",
+        "trainer.data.iterable",
+        "trainer.data.feed",
+        "trainer.data.prefetch",
+    ],
     "collators": ["trainer.data.collators"],
 }
 

@@ -142,6 +142,7 @@ def feed(collate: Any, streamed: bool, seed: int = 0, rows: Any = ROWS, **change
     return Feed(make_loader(data, collate, args, batch_size=3, order=order))
 
 
+@pytest.mark.row(192)
 @given(
     collators,
     st.none() | st.integers(0, 9),

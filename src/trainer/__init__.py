@@ -34,7 +34,9 @@ _EXPORTS = {
         "DataCollatorWithPadding",
         "default_data_collator",
     ),
+    "trainer.interrupt": ("TrainingInterrupted",),
     "trainer.outputs": ("EvalPrediction", "PredictionOutput", "TrainOutput"),
+    "trainer.profiling": ("ProfilerCallback",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 
@@ -77,9 +79,11 @@ if TYPE_CHECKING:
     )
     from trainer.data.collators import DataCollatorWithPadding as DataCollatorWithPadding
     from trainer.data.collators import default_data_collator as default_data_collator
+    from trainer.interrupt import TrainingInterrupted as TrainingInterrupted
     from trainer.outputs import EvalPrediction as EvalPrediction
     from trainer.outputs import PredictionOutput as PredictionOutput
     from trainer.outputs import TrainOutput as TrainOutput
+    from trainer.profiling import ProfilerCallback as ProfilerCallback
     from trainer.seq2seq import Seq2SeqTrainer as Seq2SeqTrainer
     from trainer.trainer import Trainer as Trainer
     from trainer.trainer import set_seed as set_seed

@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 import trainstep as ts
-from trainer import modeling
 from trainer.engine import LocalEngine
-from trainstep.capture import CapturedStep, Inputs
+from trainstep.captured import CapturedStep, Inputs
 from trainstep.types import Buffers, Grads
 
 logger = logging.getLogger(__name__)
@@ -71,7 +70,7 @@ class CapturedEngine:
         return self._local.buffers()
 
     def _placed(self, batch: Any) -> Any:
-        return modeling.move(ts.tree.plain(batch), self._device, non_blocking=True)
+        return batch if type(batch) is dict else ts.tree.plain(batch)
 
     def _run(self, inputs: tuple[Any, Any], window: int, key: Any) -> tuple[Any, Grads]:
         batches, items = inputs

@@ -1,10 +1,10 @@
 """Signals during training: what they ask for is done between two steps, never in the middle of one.
 
-With ``enable_jit_checkpoint=True`` the first SIGTERM or SIGINT (Ctrl-C) lets the step in progress end, saves a
-complete checkpoint and leaves ``train()`` with ``TrainingInterrupted``, so that the process ends with status
-75 unless that is caught. It takes one step and one save; an evaluation is broken off at its next batch, and
-what was still to be logged, evaluated and saved at that step is made up for when training is resumed. A
-second signal ends the process at once.
+With ``enable_jit_checkpoint=True`` the first SIGTERM or SIGINT (Ctrl-C) lets the step in progress end,
+saves a complete checkpoint and leaves ``train()`` with ``TrainingInterrupted``, so that the process ends
+with status 75 unless that is caught. It takes one step and one save; an evaluation is broken off at its
+next batch, and what was still to be logged, evaluated and saved at that step is made up for when training
+is resumed. A second signal ends the process at once.
 
 Without it signals do what they do in any Python program, except that ``KeyboardInterrupt`` is not raised
 while a new state is being put in place: ``trainer.train_state`` can be used afterwards.

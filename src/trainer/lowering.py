@@ -57,6 +57,8 @@ def _against_capture(trainer: Any, state: ts.TrainState) -> Iterator[str]:
         yield "the parameters are not all on one GPU"
     if args.world_size > 1:
         yield f"{args.world_size} processes share each step"
+    if args.exact_reduction:
+        yield "exact_reduction adds gradients in a tree"
     for name in _IMPERATIVE:
         if getattr(type(trainer), name) is not getattr(LossMixin, name):
             yield f"{type(trainer).__name__} overrides {name}"

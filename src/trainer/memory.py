@@ -49,6 +49,11 @@ class MemoryTracker:
             stage._begin(self._process, self._device)
         return stage
 
+    def abandon(self) -> None:
+        """End the stage in progress, if there is one, without a report: an error has ended its work."""
+        if self._running is not None:
+            self._running.stop()
+
     def _finish(self, stage: "Stage", measured: dict[str, int]) -> dict[str, int]:
         """Keep what ``init`` measured for the first other stage that reports."""
         self._running = None

@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,13 @@ class Meter:
         filter_nonfinite: leave non-finite losses out of the logged mean (they are counted apart).
         started: time at which training began, seconds since the epoch.
         total: sum of the losses that were read.
+        join: with several processes, adds up float64 numbers over them: each one's shares of the losses.
     """
 
     filter_nonfinite: bool
     started: float = field(factory=time.time)
     total: float = 0.0
+    join: Callable[[Any], Any] | None = None
     _waiting: list[tuple[Tensor, Tensor]] = field(factory=list, init=False)
     _sum: Any = field(default=None, init=False)  # NumPy scalar in the loss's dtype
     _count: int = field(default=0, init=False)
@@ -108,6 +111,8 @@ class Meter:
             return
         losses, norms = (_to_host(column) for column in zip(*self._waiting, strict=True))
         self._waiting.clear()
+        if self.join is not None:
+            losses = self.join(losses.astype(np.float64)).astype(losses.dtype)
         # One after the other in the loss's own precision, as a running sum on the device would.
         for loss, norm in zip(losses, norms, strict=True):
             finite = math.isfinite(loss)

@@ -43,6 +43,9 @@ def token_counter(trainer: Any) -> TokenCounter:
 def counted(trainer: Any, batches: Iterable[Any]) -> Iterator[Any]:
     """Count tokens and operations of batches on their way, while they are on the host."""
     for batch in batches:
+        if batch is None:  # only other processes have one
+            yield batch
+            continue
         trainer._tokens.add(batch)
         trainer.current_flos += float(trainer.floating_point_ops(batch))
         yield batch

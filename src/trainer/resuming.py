@@ -12,6 +12,8 @@ import trainstep as ts
 from trainer import checkpoint, hf_checkpoints, modeling
 from trainer.callbacks import TRAINER_STATE_NAME, TrainerState, restore_callback_states
 from trainer.checkpoint import host_rng
+from trainer.distributed import agree
+from trainer.distributed.ranks import Ranks, rows_of_rank
 from trainer.loop import Run
 from trainer.meter import Meter
 from trainer.optimizers import Adopted
@@ -34,8 +36,27 @@ def find_checkpoint(trainer: Any, wanted: str | Path | bool | None) -> checkpoin
     """
     if not wanted:
         return None
+    ranks = trainer._ranks
+
+    def choose() -> Path | None:
+        return _choose(trainer, wanted) if ranks.first else None
+
+    def load() -> checkpoint.Loaded:
+        return checkpoint.load(Path(str(path)))
+
+    path = agree.from_first(ranks, agree.together(ranks, "resuming", choose, ValueError))
+    found = agree.together(ranks, f"reading {path}", load, checkpoint.CheckpointError)
+    if len(set(agree.gather(ranks, found.manifest.render()))) > 1:
+        raise checkpoint.CheckpointError(
+            f"{path}: the processes read different checkpoints under this name. Let all machines share "
+            "a folder, or copy the checkpoint to each."
+        )
+    return found
+
+
+def _choose(trainer: Any, wanted: str | Path | bool) -> Path:
     if wanted is not True:
-        return checkpoint.load(Path(str(wanted)))
+        return Path(str(wanted))
     root = Path(trainer.args.output_dir)
     path, skipped = checkpoint.newest(root)
     for folder, reason in skipped:
@@ -46,7 +67,7 @@ def find_checkpoint(trainer: Any, wanted: str | Path | bool | None) -> checkpoin
             f"resume_from_checkpoint=True, but there is no complete checkpoint in {root}.{reasons}\n"
             "Call train() without it to start anew, or give the path of a checkpoint."
         )
-    return checkpoint.load(path)
+    return path
 
 
 def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> None:
@@ -68,8 +89,11 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
         _take_up(trainer, run, meter, found)
         scheduler = found.position.get("scheduler")
     trainer._rates.restore(scheduler, run.state.step)
-    if 0 in found.host_rng:
-        host_rng.restore(found.host_rng[0])
+    rank = trainer._ranks.rank
+    if rank in found.host_rng:
+        host_rng.restore(found.host_rng[rank])
+    elif found.host_rng:
+        logger.info("%s has no random state of process %d's host.", found.path, rank)
 
 
 def _take_up(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> None:
@@ -122,8 +146,8 @@ def _seek(trainer: Any, run: Run, found: checkpoint.Loaded) -> None:
     if trainer.args.ignore_data_skip:
         run.batch = 0
         return
-    run.batches.load(position.get("data"))
-    now = trainer._train_batch_size * trainer.args.world_size
+    run.batches.load(_data(position, trainer._ranks, found))
+    now = rows_of_rank(trainer.args, trainer._train_batch_size) * trainer.args.world_size
     if now == position["batch_size"]:
         return
     samples = run.batch * position["batch_size"]
@@ -137,6 +161,20 @@ def _seek(trainer: Any, run: Run, found: checkpoint.Loaded) -> None:
             "does, or ignore_data_skip=True to begin the epoch again."
         )
     run.batch = samples // now
+
+
+def _data(position: dict[str, Any], ranks: Ranks, found: checkpoint.Loaded) -> Any:
+    """Return where this process goes on in the data, if that takes more than a number."""
+    each = position.get("data_of_ranks")
+    if each is None:
+        return position.get("data")
+    if len(each) != ranks.size:
+        raise ValueError(
+            f"{found.path} was written by {len(each)} processes, among which the dataset divides its "
+            f"samples itself, so it cannot be continued with {ranks.size}. Launch as many, or set "
+            "ignore_data_skip=True to begin the epoch again."
+        )
+    return each[ranks.rank]
 
 
 def changed_arguments(before: dict[str, Any], now: dict[str, Any]) -> dict[str, tuple[Any, Any]]:

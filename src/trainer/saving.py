@@ -4,12 +4,14 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from trainer import checkpoint, hf_checkpoints
+from trainer import best, checkpoint, hf_checkpoints
 from trainer.best import keep_only as keep_only
-from trainer.best import load_best as load_best
 from trainer.best import mark_best
 from trainer.best import note_best as note_best
 from trainer.checkpoint import host_rng
+from trainer.distributed import agree
+from trainer.distributed.ranks import rows_of_rank
+from trainer.distributed.start import share_model
 from trainer.loop import Run
 from trainer.meter import Meter
 from trainer.resuming import changed_arguments as changed_arguments
@@ -30,21 +32,25 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
     args, state = trainer.args, trainer.state
     root = Path(args.output_dir)
     step = run.state.step
+    ranks = trainer._ranks
     before = state.best_model_checkpoint
     mark_best(root, step, state)
     state.stateful_callbacks = trainer._exported_callbacks()
     only_model = args.save_only_model
+    data = agree.gather(ranks, run.batches.state(run.epoch))
     position = {
         "epoch": run.epoch,
         "batch": run.batch,
         "in_epoch": run.in_epoch,
-        "batch_size": trainer._train_batch_size * args.world_size,
+        "batch_size": rows_of_rank(args, trainer._train_batch_size) * args.world_size,
         "accumulation": run.accumulation,
         "meter": meter.state(),
         "scheduler": trainer._rates.state(),
-        "data": run.batches.state(run.epoch),
+        "data": data[0],
         "unfinished": list(trainer._interruption.unfinished),
     }
+    if any(other != data[0] for other in data):  # each reads samples of its own
+        position["data_of_ranks"] = data
     writer = trainer._writer
     contents = checkpoint.Contents(
         write_model=(
@@ -56,28 +62,60 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
         position=position,
         trainer_state=state.to_json(),
         arguments=args.to_sanitized_dict(),
-        host_rng={} if only_model else {0: host_rng.capture()},
+        host_rng={} if only_model else dict(enumerate(agree.gather(ranks, host_rng.capture()))),
+        world_size=ranks.size,
         model_tensors=trainer._model_tensors() if writer else None,
         hf=hf_checkpoints.parts_of(trainer, run) if args.checkpoint_format == "hf" else None,
     )
-    best = state.best_model_checkpoint
+    kept = state.best_model_checkpoint
 
     def tidy(path: Path) -> None:
         try:
-            keep = [best] if best else []
+            keep = [kept] if kept else []
             checkpoint.rotate(root, args.save_total_limit, keep=keep, saved=path)
         except checkpoint.CheckpointError as error:
             logger.warning("After saving step %d: %s", step, error)
 
-    try:
+    def write() -> None:
         if writer:
             note_failure(trainer, wait=True)  # else that of the last save would stand for this one
             writer.submit(root, step, contents, on_done=tidy)
-        else:
+        elif args.should_save:
             tidy(checkpoint.save(root, step, contents))
+
+    try:
+        agree.together(ranks, f"saving step {step}", write, checkpoint.CheckpointError)
     except checkpoint.CheckpointError:
         state.best_model_checkpoint = before
         raise
+    state.best_model_checkpoint = agree.from_first(ranks, state.best_model_checkpoint)
+
+
+def close(trainer: Any) -> None:
+    """Wait for the last save, which must not fail unnoticed; if it does, on all processes.
+
+    Raises:
+        CheckpointError: if it failed.
+    """
+
+    def wait() -> None:
+        if trainer._writer is not None:
+            trainer._writer.close()
+
+    agree.together(trainer._ranks, "the last save", wait, checkpoint.CheckpointError)
+
+
+def load_best(trainer: Any) -> None:
+    """Load the best checkpoint's weights, read by process 0, into the model of every process."""
+    ranks = trainer._ranks
+
+    def read() -> None:
+        if ranks.first:
+            best.load_best(trainer)
+
+    agree.together(ranks, "loading the best model", read, RuntimeError)
+    if ranks.many:
+        share_model(trainer.model)
 
 
 def note_failure(trainer: Any, *, wait: bool = False) -> None:

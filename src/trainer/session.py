@@ -2,18 +2,20 @@
 
 import logging
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import trainstep as ts
-from trainer import digest_log, saving
+from trainer import digest_log, distributed, saving
 from trainer.callbacks import TrainerState
 from trainer.checkpoint import CheckpointError, Loaded
 from trainer.checks import takes
 from trainer.data.feed import Feed
 from trainer.data.prefetch import Prefetch
-from trainer.engine import LocalEngine
+from trainer.distributed import agree
+from trainer.figures import Figures, timed
 from trainer.interrupt import Asked, Interruption
 from trainer.loop import Event, Run, events
 from trainer.lowering import engage
@@ -31,28 +33,46 @@ logger = logging.getLogger(__name__)
 
 def train(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) -> TrainOutput:
     """Run one training; see ``Trainer.train``."""
+    with distributed.reported(trainer._ranks):
+        return _train(trainer, found, ignore_keys)
+
+
+def _train(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) -> TrainOutput:
+    ranks = trainer._ranks
+    distributed.begin(trainer, ranks)
     loader = trainer.get_train_dataloader()
     plan = Plan.from_values(*trainer.set_initial_training_values(trainer.args, loader))
+    plan = distributed.same_plan(plan, ranks)
     run = _set_up(trainer, plan, loader)
     trainer.current_flos = 0.0
     memory = trainer._memory.start("train")
     meter = Meter(trainer.args.logging_nan_inf_filter)
+    if distributed.sums_losses_later(trainer.args, ranks):
+        meter.join = partial(agree.total, ranks)
     trainer._run, trainer._meter = run, meter
-    signals = trainer._interruption = Interruption(trainer.args.enable_jit_checkpoint)
+    signals = trainer._interruption = Interruption(
+        trainer.args.enable_jit_checkpoint, lambda asked: agree.any_of(ranks, [asked])[0]
+    )
     run.whole = signals.whole
     if found is not None:
         saving.restore(trainer, run, meter, found)
     trainer._tokens_before = trainer._tokens.total = trainer.state.num_input_tokens_seen
+    trainer._tokens_shared = trainer._tokens_before
     first_step = run.state.step
     trainer._digests = digest_log.begin(trainer, resumed=found is not None)
+    if trainer._figures is not None:
+        trainer._figures.start()
     _announce(trainer, plan, run)
     meter.started = time.time()
-    with signals, signals.breaking_off(trainer), trainer._updating(run):
+    trainer._steering = distributed.Steering(trainer.callback_handler.callbacks, ranks)
+    # Processes need not have equally many evaluation batches: they cannot all leave at one of them.
+    leaving = nullcontext() if ranks.many else signals.breaking_off(trainer)
+    with signals, leaving, trainer._updating(run):
         try:
             for event in events(run):
                 _react(trainer, run, meter, event, ignore_keys)
         except Exception as error:
-            if not isinstance(error, Asked) and not signals.excuses(error):
+            if not isinstance(error, Asked) and (ranks.many or not signals.excuses(error)):
                 raise
             signals.leave(trainer, run, lambda: _write(trainer))
     return _wind_up(trainer, run, meter, run.state.step - first_step, memory)
@@ -82,20 +102,24 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
     trainer._rates = rates
     trainer._writer = trainer._make_writer()
     trainer.model_wrapped = trainer._wrap_model(trainer.model)
-    accumulation = args.gradient_accumulation_steps
     handler = trainer.callback_handler
     handler.model, handler.train_dataloader = trainer.model, loader
     handler.optimizer, handler.lr_scheduler = trainer.optimizer, trainer.lr_scheduler
-    engine = LocalEngine(trainer, state)
+    trainer._figures = Figures(trainer) if args.log_figures else None
+    observe = partial(counted, trainer)
+    if trainer._figures is not None:
+        observe = trainer._figures.watching(observe)
+    windows = distributed.Windows(trainer, loader, trainer._ranks, in_tree=args.exact_reduction)
+    engine = distributed.make_engine(trainer, state, windows, trainer._ranks)
     run = Run(
         plan=plan,
         step=ts.donate(step),
         state=state,
         engine=engine,
-        batches=Feed(loader, partial(counted, trainer), progress=not args.disable_tqdm),
-        take=lambda batches: trainer.get_batch_samples(batches, accumulation, args.device),
+        batches=Feed(loader, observe, progress=not args.disable_tqdm),
+        take=windows,
         control=trainer.control,
-        accumulation=accumulation,
+        accumulation=args.gradient_accumulation_steps,
         ahead=Prefetch(args.device),
     )
     engage(trainer, run, engine)
@@ -146,8 +170,11 @@ def _react(
         )
     notify = getattr(trainer.callback_handler, event.value)
     trainer.control = run.control = notify(trainer.args, trainer.state, trainer.control)
+    if event in (Event.TRAIN_BEGIN, Event.STEP_END, Event.EPOCH_END):
+        trainer._steering.settle(trainer.control)
     if event is Event.TRAIN_BEGIN and trainer.args.eval_on_start:
-        trainer._evaluate(None, ignore_keys, skip_scheduler=True)
+        with timed(trainer, "evaluate"):
+            trainer._evaluate(None, ignore_keys, skip_scheduler=True)
     if event is Event.OPTIMIZER_STEP:
         trainer._rates.advance(run.state.step)
     if event is Event.STEP_END and trainer._digests is not None:
@@ -166,23 +193,31 @@ def log_evaluate_save(
     trainer: Any, run: Run, meter: Meter, ignore_keys: list[str] | None = None
 ) -> None:
     """Do what the control's switches ask for, in this order."""
+    settle = trainer._steering.settle
     if trainer.control.should_log and meter.pending:
         trainer.store_flos()
         logs = {"loss": meter.read(run.state.step), **meter.latest}
+        if trainer._figures is not None:
+            logs |= trainer._figures.take()
         if takes(trainer.log, "start_time"):
             trainer.log(logs, meter.started)
         else:  # an override written log(self, logs)
             trainer.log(logs)
+        settle(trainer.control)
     if trainer.control.should_evaluate:
-        metrics = trainer._evaluate(None, ignore_keys)
+        with timed(trainer, "evaluate"):
+            metrics = trainer._evaluate(None, ignore_keys)
         trainer._rates.take_metric(trainer.args, metrics)
         is_best = trainer._determine_best_metric(metrics)
         if str(trainer.args.save_strategy) == "best":
             trainer.control.should_save = is_best
         elif is_best and trainer.args.load_best_model_at_end:
             trainer.control.should_save = True  # else there would be nothing to load at the end
+        settle(trainer.control)
     if trainer.control.should_save:
-        _save(trainer)
+        with timed(trainer, "save"):
+            _save(trainer)
+        settle(trainer.control)
 
 
 def _save(trainer: Any) -> None:
@@ -220,11 +255,10 @@ def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int, memory: Stage) ->
     trainer.is_in_train = False
     metrics |= memory.stop()
     trainer.log(metrics)
-    if trainer._writer is not None:
-        trainer._writer.close()  # the last save must not fail unnoticed
+    saving.close(trainer)
     if args.load_best_model_at_end:
         saving.load_best(trainer)
-    if args.save_total_limit == 1 and state.best_model_checkpoint:
+    if args.save_total_limit == 1 and state.best_model_checkpoint and args.should_save:
         saving.keep_only(Path(args.output_dir), Path(state.best_model_checkpoint))
     trainer.control = trainer.callback_handler.on_train_end(args, state, trainer.control)
     return TrainOutput(state.global_step, loss, metrics)

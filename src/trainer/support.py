@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import os
 from typing import Any
 
 from trainer.arguments import Seq2SeqTrainingArguments, TrainingArguments
@@ -13,7 +14,6 @@ _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "push_to_hub": (False,),
     "deepspeed": (None,),
     "parallelism_config": (None,),
-    "exact_reduction": (False,),
 }
 
 
@@ -30,12 +30,26 @@ def refuse_unsupported(args: Any) -> None:
         wrong.append(f"debug={[str(option) for option in args.debug]}")
     if getattr(args, "fsdp", None):
         wrong.append(f"fsdp={args.fsdp!r}")
-    if args.world_size > 1:
-        wrong.append(f"{args.world_size} processes")
+    wrong += _with_processes(args) if args.world_size > 1 else []
     if wrong:
         raise NotImplementedError(
             f"not available in this version: {', '.join(wrong)}. Leave these at their defaults."
         )
+
+
+def _with_processes(args: Any) -> list[str]:
+    """Return what there is not with several processes."""
+    count = f"with {args.world_size} processes"
+    kind = str(getattr(args.distributed_state.distributed_type, "value", ""))
+    found = [kind] if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA", "TP") else []
+    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
+        if os.environ.get(variable, "false").lower() in ("true", "1"):
+            found.append(f"{variable} (accelerate's configuration) {count}")
+    if args.auto_find_batch_size:
+        found.append(f"auto_find_batch_size=True {count}")
+    if getattr(args.accelerator_config, "dispatch_batches", None):
+        found.append(f"accelerator_config: dispatch_batches=True {count}")
+    return found
 
 
 # Methods of the Hugging Face Trainer that nothing here calls: defining one would have no effect.

@@ -158,7 +158,8 @@ class Trainer(
         self.state = TrainerState()
         self.control = TrainerControl()
         self.callback_handler = self._make_handler(callbacks or [])
-        prepare_folder(Path(self.args.output_dir or "trainer_output"))
+        if self.args.should_save:
+            prepare_folder(Path(self.args.output_dir or "trainer_output"))
         self.state.init_training_references(self, 0, 0, None)
         self.control = self.callback_handler.on_init_end(self.args, self.state, self.control)
         memory.stop()
@@ -184,6 +185,7 @@ class Trainer(
         Raises:
             ValueError: if there is nothing to resume from, or the checkpoint is another model's.
             CheckpointError: if the checkpoint given is damaged, or the last save fails.
+            TrainingInterrupted: with ``enable_jit_checkpoint``, after a signal and a save.
         """
         if trial is not None:
             raise NotImplementedError(
@@ -207,6 +209,7 @@ class Trainer(
                 found = saving.find_checkpoint(self, resume_from_checkpoint)
                 return self._train_from(found, ignore_keys_for_eval)
         except BaseException:
+            self._memory.abandon()
             self._close_callbacks()
             if self._writer is not None:
                 saving.finish(self._writer)

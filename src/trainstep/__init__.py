@@ -3,6 +3,7 @@
 This file lists the public API; every name is documented where it is defined.
 """
 
+from trainstep import collectives as collectives
 from trainstep import optim as optim
 from trainstep import rng as rng
 from trainstep import schedules as schedules
@@ -10,6 +11,7 @@ from trainstep import serialize as serialize
 from trainstep import transforms as transforms
 from trainstep import tree as tree
 from trainstep import vmap as vmap
+from trainstep.chunked import linear_cross_entropy as linear_cross_entropy
 from trainstep.compare import Difference as Difference
 from trainstep.compare import diff as diff
 from trainstep.compare import digest as digest
@@ -31,6 +33,7 @@ from trainstep.lowering import compile as compile
 from trainstep.lowering import donate as donate
 from trainstep.model import functionalize as functionalize
 from trainstep.optim.base import Optimizer as Optimizer
+from trainstep.parallel import data_parallel as data_parallel
 from trainstep.replay import Divergence as Divergence
 from trainstep.replay import bisect as bisect
 from trainstep.replay import leaf_digests as leaf_digests

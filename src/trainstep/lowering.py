@@ -4,7 +4,7 @@ from typing import Any, overload
 
 from attrs import evolve
 
-from trainstep.capture import CapturedStep
+from trainstep.captured import CapturedStep
 from trainstep.compiling import compiled_loss
 from trainstep.step import Step
 from trainstep.vmap import Ensemble

@@ -69,6 +69,7 @@ def doubly_labelled(n: int) -> list[dict[str, Tensor]]:
     return [{**row, "extra_labels": torch.tensor(float(i))} for i, row in enumerate(samples(n))]
 
 
+@pytest.mark.row(63)
 @pytest.mark.parametrize("n", [8, 11])
 @pytest.mark.parametrize(
     "changes",
@@ -116,6 +117,7 @@ class Ragged(nn.Module):
         return {"loss": (logits.sum(-1) - labels).square().mean(), "logits": logits, "first": x}
 
 
+@pytest.mark.row(71)
 def test_ragged_batches_are_padded_alike(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     data = []
@@ -140,6 +142,7 @@ class Kept:
         return {"mean": logits.mean(), "eval_count": np.array([len(logits)]), "deep": {"a": [1]}}
 
 
+@pytest.mark.row(64, 65)
 @pytest.mark.parametrize("asked", [[], ["inputs"], ["loss"], ["inputs", "loss"]])
 def test_metrics_are_computed_from_the_same_arrays(asked: list[str], tmp_path: Path) -> None:
     model = wide(False)
@@ -164,6 +167,7 @@ def test_metrics_are_computed_from_the_same_arrays(asked: list[str], tmp_path: P
     assert ours.events == other.events
 
 
+@pytest.mark.row(66)
 @pytest.mark.parametrize("asked", [[], ["inputs", "loss"]])
 def test_metrics_by_batch_are_the_same(asked: list[str], tmp_path: Path) -> None:
     seen: list[list[Any]] = []
@@ -202,6 +206,7 @@ def test_metrics_by_batch_are_the_same(asked: list[str], tmp_path: Path) -> None
     )
 
 
+@pytest.mark.row(67)
 def test_reduced_logits_are_the_same(tmp_path: Path) -> None:
     ours, other = both(
         tmp_path,
@@ -212,6 +217,7 @@ def test_reduced_logits_are_the_same(tmp_path: Path) -> None:
     assert_same_outputs(ours, other)
 
 
+@pytest.mark.row(50)
 def test_several_datasets_are_evaluated_alike(tmp_path: Path) -> None:
     data = {"a": samples(5), "b": samples(9, seed=3)}
 

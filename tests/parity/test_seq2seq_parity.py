@@ -52,6 +52,7 @@ def without_padding(rows: Any, pad: int) -> list[list[int]]:
     return stripped
 
 
+@pytest.mark.row(131, 132)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(
     "changes",

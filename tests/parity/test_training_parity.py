@@ -27,6 +27,7 @@ pytest.importorskip("transformers")
 FULL: dict[str, Any] = {"num_train_epochs": 3, "weight_decay": 0.1, "warmup_steps": 3}
 
 
+@pytest.mark.row(2, 16, 48)
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize(
     "changes",
@@ -64,6 +65,7 @@ def test_a_plain_module_trains_to_the_same_bits(
     assert_same_weights(ours, other)
 
 
+@pytest.mark.row(14)
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_language_model_trains_to_the_same_bits(
@@ -118,6 +120,7 @@ def test_a_loss_divided_by_items_trains_to_the_same_bits(tmp_path: Path) -> None
     assert_same_weights(ours, other)
 
 
+@pytest.mark.row(99)
 def test_means_of_several_updates_are_the_same(tmp_path: Path) -> None:
     ours, other = both(
         tmp_path, scored(Normed), train=samples(23), logging_steps=5, logging_first_step=True
@@ -127,6 +130,7 @@ def test_means_of_several_updates_are_the_same(tmp_path: Path) -> None:
     assert ours.history == other.history
 
 
+@pytest.mark.row(100)
 @pytest.mark.parametrize("filtered", [True, False])
 def test_a_loss_that_is_not_finite_shows_alike(filtered: bool, tmp_path: Path) -> None:
     data = samples()
@@ -139,6 +143,7 @@ def test_a_loss_that_is_not_finite_shows_alike(filtered: bool, tmp_path: Path) -
     assert ("'loss': nan" in str(ours.history)) is not filtered
 
 
+@pytest.mark.row(115)
 @pytest.mark.parametrize(
     "changes",
     [

@@ -30,6 +30,7 @@ def fits(most: int, tried: list[int]) -> Callable[[int], str]:
     return run
 
 
+@pytest.mark.row(18)
 @pytest.mark.parametrize(
     ("start", "most", "sizes"),
     [(8, 6, [8, 7, 6]), (8, 8, [8]), (100, 73, [100, 90, 81, 72]), (3, 1, [3, 2, 1])],

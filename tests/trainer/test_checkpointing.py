@@ -36,6 +36,7 @@ def gradients(model: nn.Module) -> dict[str, Tensor]:
     return {"loss": loss.detach(), **found}
 
 
+@pytest.mark.row(19)
 @pytest.mark.parametrize("kwargs", REENTRANT, ids=["default", "not_reentrant", "reentrant"])
 def test_the_same_loss_and_gradients(kwargs: Any) -> None:
     expected = gradients(tiny("gpt2", **DROPOUT))

@@ -29,6 +29,7 @@ def net(factor: float = 1.0) -> nn.Sequential:
     return nn.Sequential(nn.Linear(4, 3), nn.Tanh(), Scale(factor), nn.Linear(3, 2))
 
 
+@pytest.mark.row(111)
 @pytest.mark.parametrize(("factor", "x"), [(1e39, 1.0), (float("nan"), 1.0), (1.0, float("inf"))])
 def test_the_module_where_it_begins_is_named(factor: float, x: float) -> None:
     model = net(factor)
@@ -113,6 +114,7 @@ class Growing(Scored):
         return super().forward(x * (1e39 if self.calls == 3 else 1), labels)
 
 
+@pytest.mark.row(111)
 def test_training_stops_with_the_frames_and_the_hooks_go(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, scored("mlp", Growing), debug="underflow_overflow")
     with pytest.raises(
@@ -134,6 +136,7 @@ def test_watching_changes_nothing(tmp_path: Path) -> None:
     assert len(digests) == 1
 
 
+@pytest.mark.row(111)
 def test_data_parallel_copies_cannot_be_watched(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, debug="underflow_overflow")
     trainer.args._n_gpu = 2

@@ -70,6 +70,7 @@ def test_seeding_can_switch_determinism_on() -> None:
     assert switches()[:2] == (True, False)
 
 
+@pytest.mark.row(96)
 @pytest.mark.parametrize("warn_only", [False, True])
 def test_full_determinism_and_back(warn_only: bool) -> None:
     torch.backends.cudnn.benchmark = True
@@ -137,6 +138,7 @@ def worker_draws(rank: int) -> list[Any]:
     return list(loader)
 
 
+@pytest.mark.row(97)
 def test_workers_of_different_ranks_draw_differently_and_repeatably() -> None:
     zero, one = worker_draws(0), worker_draws(1)
     assert zero == worker_draws(0)

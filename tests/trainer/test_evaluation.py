@@ -23,6 +23,7 @@ def single(trainer: Any, data: list[Any]) -> list[dict[str, Tensor]]:
         return [trainer.model(**{k: v[None] for k, v in row.items()}) for row in data]
 
 
+@pytest.mark.row(62)
 def test_the_loss_is_the_mean_over_samples_whatever_the_batch(tmp_path: Path) -> None:
     data = samples(11, seed=3)
     for size in (1, 4, 8, 11, 20):
@@ -32,6 +33,7 @@ def test_the_loss_is_the_mean_over_samples_whatever_the_batch(tmp_path: Path) ->
         assert metrics["eval_loss"] == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.row(62)
 def test_evaluation_is_logged_and_leaves_the_model_as_it_was(tmp_path: Path) -> None:
     recorder = Recorder()
     trainer = make_trainer(tmp_path, evaluation=samples(5), callbacks=[recorder])
@@ -58,6 +60,7 @@ def test_evaluation_is_logged_and_leaves_the_model_as_it_was(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.row(49, 63)
 def test_prediction_returns_every_row_in_order_and_logs_nothing(tmp_path: Path) -> None:
     recorder = Recorder()
     data = samples(7, seed=4)
@@ -102,6 +105,7 @@ class Seen:
         }
 
 
+@pytest.mark.row(64)
 def test_metrics_are_computed_from_whole_arrays(tmp_path: Path) -> None:
     seen, data = Seen(), samples(6)
     trainer = make_trainer(tmp_path, evaluation=data, more={"compute_metrics": seen})
@@ -115,6 +119,7 @@ def test_metrics_are_computed_from_whole_arrays(tmp_path: Path) -> None:
     assert metrics["eval_n"] == {"a": metrics["eval_error"]}
 
 
+@pytest.mark.row(65)
 def test_metrics_see_inputs_and_losses_if_asked(tmp_path: Path) -> None:
     seen, data = Seen(), samples(6)
     model = scored()
@@ -135,6 +140,7 @@ def test_metrics_see_inputs_and_losses_if_asked(tmp_path: Path) -> None:
     assert given.losses.mean().item() == metrics["eval_loss"]
 
 
+@pytest.mark.row(67)
 def test_logits_can_be_reduced_before_they_are_kept(tmp_path: Path) -> None:
     kept = []
 
@@ -149,6 +155,7 @@ def test_logits_can_be_reduced_before_they_are_kept(tmp_path: Path) -> None:
     assert output.predictions.shape == (6,)
 
 
+@pytest.mark.row(66)
 def test_metrics_can_be_computed_batch_by_batch(tmp_path: Path) -> None:
     calls: list[tuple[int, bool]] = []
 
@@ -168,11 +175,13 @@ def test_metrics_can_be_computed_batch_by_batch(tmp_path: Path) -> None:
     assert trainer.predict(samples(9)).predictions.shape == (9, 2)
 
 
+@pytest.mark.row(66)
 def test_batchwise_metrics_need_a_flag_for_the_last_batch(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"give it a parameter compute_result. It takes p$"):
         make_trainer(tmp_path, batch_eval_metrics=True, more={"compute_metrics": lambda p: {}})
 
 
+@pytest.mark.row(73)
 @pytest.mark.parametrize("every", [1, 2, None])
 def test_outputs_move_to_the_host_without_changing(every: int | None, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, eval_accumulation_steps=every, per_device_eval_batch_size=2)
@@ -181,6 +190,7 @@ def test_outputs_move_to_the_host_without_changing(every: int | None, tmp_path: 
     np.testing.assert_array_equal(trainer.predict(samples(7)).predictions, whole.predictions)
 
 
+@pytest.mark.row(72)
 def test_batches_can_be_kept_apart(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, eval_do_concat_batches=False)
     output = trainer.predict(samples(6))
@@ -189,6 +199,7 @@ def test_batches_can_be_kept_apart(tmp_path: Path) -> None:
     assert isinstance(output.label_ids, list)
 
 
+@pytest.mark.row(68)
 def test_only_the_loss_is_kept_if_that_is_asked(tmp_path: Path) -> None:
     output = make_trainer(tmp_path, prediction_loss_only=True).predict(samples(6))
 
@@ -228,6 +239,7 @@ def weighted(n: int) -> list[dict[str, Tensor]]:
     return [{**row, "label_weights": torch.tensor(1.0 + i)} for i, row in enumerate(samples(n))]
 
 
+@pytest.mark.row(54)
 @pytest.mark.parametrize("tuples", [False, True])
 def test_several_outputs_and_labels_are_tuples(tuples: bool, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, wordy(tuples))
@@ -243,6 +255,7 @@ def test_several_outputs_and_labels_are_tuples(tuples: bool, tmp_path: Path) -> 
     assert "test_loss" in output.metrics
 
 
+@pytest.mark.row(70)
 def test_outputs_can_be_ignored_by_name(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, wordy())
     assert trainer.predict(weighted(6), ignore_keys=["extra", "nested"]).predictions.shape == (6, 2)
@@ -261,6 +274,7 @@ def test_a_missing_label_means_no_loss(tmp_path: Path) -> None:
     assert "test_loss" not in output.metrics
 
 
+@pytest.mark.row(54)
 def test_label_names_can_be_given(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, wordy(), label_names=["labels"])
     output = trainer.predict(weighted(6))
@@ -276,6 +290,7 @@ class Growing(nn.Module):
         return {"loss": x.mean(), "logits": x[..., None].expand(*x.shape, 2)}
 
 
+@pytest.mark.row(71)
 def test_batches_of_different_widths_are_padded_on_the_right(tmp_path: Path) -> None:
     data = [{"x": torch.ones(w), "labels": torch.zeros(w)} for w in (2, 2, 3, 3, 1)]
     trainer = make_trainer(tmp_path, Growing(), per_device_eval_batch_size=2)
@@ -292,6 +307,7 @@ def test_batches_of_different_widths_are_padded_on_the_right(tmp_path: Path) -> 
     assert (output.predictions[:, :, 0] == -100).tolist() == (output.label_ids == -100).tolist()
 
 
+@pytest.mark.row(49, 50)
 def test_a_dict_of_datasets_is_evaluated_one_by_one(tmp_path: Path) -> None:
     sets = {"a": samples(3, seed=1), "b": samples(5, seed=2)}
     recorder = Recorder()
@@ -345,6 +361,7 @@ class Halving(Trainer):
         return loss, None if logits is None else logits * 0, labels
 
 
+@pytest.mark.row(69)
 def test_overrides_are_used(tmp_path: Path) -> None:
     usual = make_trainer(tmp_path).evaluate()["eval_loss"]
     trainer = make_trainer(tmp_path, make=Halving)
@@ -382,6 +399,7 @@ def test_metrics_need_names(tmp_path: Path) -> None:
         trainer.evaluate()
 
 
+@pytest.mark.row(200)
 def test_metrics_that_are_arrays_become_lists_and_can_be_saved(tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path,
@@ -445,6 +463,7 @@ class Detecting(Scored):
         return output
 
 
+@pytest.mark.row(74, 202)
 def test_python_objects_are_collected_on_every_call(tmp_path: Path) -> None:
     seen: list[Any] = []
 
@@ -499,6 +518,7 @@ def test_outputs_of_different_structure_are_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path).predict(labelled)
 
 
+@pytest.mark.row(67)
 def test_outputs_that_were_reduced_do_not_stay_in_memory(tmp_path: Path) -> None:
     outputs: list[Any] = []
     most: list[int] = []

@@ -39,6 +39,7 @@ def test_loaders_are_kept_by_name_if_workers_are_to_persist(tmp_path: Path) -> N
     assert plain.get_eval_dataloader("a") is not plain.get_eval_dataloader("a")
 
 
+@pytest.mark.row(203)
 def test_another_dataset_is_evaluated_and_not_the_one_before(tmp_path: Path) -> None:
     data, other = samples(5, seed=1), samples(5, seed=2)
     trainer = make_trainer(tmp_path, evaluation=data, **KEPT)

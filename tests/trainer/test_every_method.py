@@ -315,6 +315,7 @@ def maker(folder: Path, name: str = "", override: Any = None, way: str = "") -> 
     return make
 
 
+@pytest.mark.row(10, 11, 37, 48, 49, 69, 98)
 @pytest.mark.parametrize("way", ["subclass", "object"])
 @pytest.mark.parametrize("name", CASES)
 def test_an_override_takes_effect(name: str, way: str, tmp_path: Path) -> None:

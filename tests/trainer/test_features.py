@@ -53,6 +53,7 @@ def losses(trainer: Any) -> list[float]:
     return [record["loss"] for record in trainer.state.log_history if "loss" in record]
 
 
+@pytest.mark.row(13, 181)
 @pytest.mark.parametrize("micro", [2, 4])
 def test_smoothed_losses_do_not_depend_on_accumulation(micro: int, tmp_path: Path) -> None:
     def run(parts: int) -> Any:
@@ -76,6 +77,7 @@ def test_smoothed_losses_do_not_depend_on_accumulation(micro: int, tmp_path: Pat
     assert losses(plain)[0] != losses(whole)[0]
 
 
+@pytest.mark.row(19)
 def test_gradient_checkpointing_has_the_same_bits(tmp_path: Path) -> None:
     plain = train(tmp_path / "a")
     model = tiny()
@@ -86,6 +88,7 @@ def test_gradient_checkpointing_has_the_same_bits(tmp_path: Path) -> None:
     assert ts.digest(saving.train_state) == ts.digest(plain.train_state)
 
 
+@pytest.mark.row(20)
 def test_noise_is_on_the_embeddings_while_training_only(tmp_path: Path) -> None:
     noisy, plain = train(tmp_path / "a", neftune_noise_alpha=5.0), train(tmp_path / "b")
     assert losses(noisy) != losses(plain)
@@ -94,6 +97,7 @@ def test_noise_is_on_the_embeddings_while_training_only(tmp_path: Path) -> None:
     assert ts.digest(noisy.train_state) == ts.digest(again.train_state)
 
 
+@pytest.mark.row(61)
 @pytest.mark.parametrize(("how", "per_step"), [("all", 18), (True, 18), ("non_padding", 12)])
 def test_tokens_are_counted(how: Any, per_step: int, tmp_path: Path) -> None:
     options = {"include_num_input_tokens_seen": how, "save_strategy": "steps", "save_steps": 2}
@@ -107,12 +111,14 @@ def test_tokens_are_counted(how: Any, per_step: int, tmp_path: Path) -> None:
     assert again.state.num_input_tokens_seen == 4 * per_step
 
 
+@pytest.mark.row(113)
 def test_operations_are_estimated_as_upstream_does(tmp_path: Path) -> None:
     trainer = train(tmp_path)
     expected = 6 * 4 * 18 * tiny().num_parameters(exclude_embeddings=True)
     assert trainer.state.total_flos == trainer.result.metrics["total_flos"] == expected
 
 
+@pytest.mark.row(108)
 def test_memory_is_reported_when_asked_for(tmp_path: Path) -> None:
     pytest.importorskip("psutil")
     trainer = train(tmp_path, skip_memory_metrics=False)
@@ -143,6 +149,7 @@ def test_special_tokens_of_the_tokenizer_reach_the_model(
     assert not model.config.use_cache
 
 
+@pytest.mark.row(96)
 def test_full_determinism_switches_kernels(tmp_path: Path) -> None:
     before = torch.are_deterministic_algorithms_enabled()
     try:
@@ -153,6 +160,7 @@ def test_full_determinism_switches_kernels(tmp_path: Path) -> None:
         torch.use_deterministic_algorithms(before)
 
 
+@pytest.mark.row(24)
 def test_the_cache_is_emptied_at_the_multiples(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +172,7 @@ def test_the_cache_is_emptied_at_the_multiples(
     assert len(calls) == 4  # both micro-batches of steps 0 and 2
 
 
+@pytest.mark.row(18, 205)
 @pytest.mark.parametrize("own", [None, "AdamW", "Adagrad"])
 def test_batches_that_do_not_fit_shrink_and_training_starts_anew(
     own: str | None, tmp_path: Path

@@ -106,6 +106,7 @@ def test_autocasting_can_be_switched_off(tmp_path: Path) -> None:
     assert not ts.equal(weights(half), weights(plain))
 
 
+@pytest.mark.row(98)
 def test_a_log_written_for_older_versions_sees_every_record(tmp_path: Path) -> None:
     class Old(Trainer):
         def log(self, logs: dict[str, float]) -> None:  # type: ignore[override]
@@ -142,6 +143,7 @@ def test_model_init_that_takes_more_is_refused(tmp_path: Path) -> None:
         Trainer(args=make_trainer(tmp_path).args, model_init=lambda a, b: scored())
 
 
+@pytest.mark.row(59)
 def test_the_accelerator_has_the_settings(tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path,
@@ -191,6 +193,7 @@ def test_a_training_step_written_for_accelerate_has_the_same_bits(
     assert ts.equal(weights(trained[0]), weights(trained[1]))
 
 
+@pytest.mark.row(44)
 def test_half_precision_training_scales_the_loss_as_torch_does(tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path,
@@ -236,6 +239,7 @@ class Overflowing(nn.Module):
         return {"loss": loss * float("inf") if self.calls in self.at else loss}
 
 
+@pytest.mark.row(44)
 @pytest.mark.parametrize("optim", ["adamw_torch", "adagrad"])
 @pytest.mark.parametrize("half", [{"fp16": True}, {"on_nonfinite": "skip"}])
 def test_updates_that_overflow_are_left_out(
@@ -268,6 +272,7 @@ def test_weights_in_half_precision_cannot_be_trained_with_a_loss_scale(tmp_path:
         trainer.train()
 
 
+@pytest.mark.row(9)
 def test_a_library_model_without_a_head_is_refused(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(

@@ -48,6 +48,7 @@ def build(folder: Path, model: Any, **changes: Any) -> Any:
     return make_trainer(folder, model, train=texts(4), evaluation=texts(2), **settings)
 
 
+@pytest.mark.row(22)
 def test_the_model_is_patched_when_training_starts(calls: Calls, tmp_path: Path) -> None:
     config = {"rope": False, "swiglu": True}
     trainer = build(tmp_path, tiny("llama"), liger_kernel_config=config)
@@ -91,6 +92,7 @@ def test_nothing_is_imported_or_patched_unless_asked(
     assert calls == []
 
 
+@pytest.mark.row(22)
 def test_a_missing_library_is_named_at_construction(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

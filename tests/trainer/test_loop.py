@@ -44,6 +44,7 @@ def steps(number: int, epoch: float, substeps: int = 1) -> list[Any]:
 EVALUATION = ["prediction_step"] * 2 + [("log", "eval"), "evaluate"]
 
 
+@pytest.mark.row(2, 115)
 def test_the_order_of_events_is_that_of_the_reference(tmp_path: Path) -> None:
     """10 samples, batches of 2, 2 micro-batches; evaluation and saving every 2 steps."""
     recorder = Recorder()
@@ -77,6 +78,7 @@ def test_the_order_of_events_is_that_of_the_reference(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-3"]
 
 
+@pytest.mark.row(3, 4)
 @pytest.mark.parametrize(
     ("changes", "updates", "epoch"),
     [
@@ -219,6 +221,7 @@ def test_leftovers_of_a_stream_are_an_update_of_their_own_size() -> None:
     assert seen.count(Event.EPOCH_BEGIN) == seen.count(Event.EPOCH_END) == 2
 
 
+@pytest.mark.row(5, 196)
 def test_leftovers_are_not_mixed_into_the_next_pass_of_a_trainer(tmp_path: Path) -> None:
     model = scored("mlp", Watching)
     recorder = Recorder()
@@ -282,6 +285,7 @@ def epoch_stop(control: Any) -> None:
     control.should_epoch_stop = True
 
 
+@pytest.mark.row(116)
 def test_a_stopped_epoch_gives_way_to_the_next(tmp_path: Path) -> None:
     recorder = Recorder()
     trainer = make_trainer(
@@ -314,6 +318,7 @@ def test_a_stopped_training_ends_its_epoch_and_itself(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.row(116)
 @pytest.mark.parametrize("event", ["evaluate", "log", "save", "epoch_end"])
 def test_any_event_can_stop_training(event: str, tmp_path: Path) -> None:
     trainer = make_trainer(
@@ -335,6 +340,7 @@ def test_a_stop_from_outside_is_forgotten_by_the_next_training(tmp_path: Path) -
     assert trainer.train().global_step == 5
 
 
+@pytest.mark.row(116)
 def test_a_callback_may_ask_for_log_evaluation_and_checkpoint(tmp_path: Path) -> None:
     def ask(control: Any) -> None:
         control.should_log = control.should_evaluate = control.should_save = True

@@ -44,6 +44,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     return process
 
 
+@pytest.mark.row(108)
 def test_alloc_and_peak(host: Host) -> None:
     with MemoryTracker().start("train") as stage:
         host.reach(180)
@@ -52,6 +53,7 @@ def test_alloc_and_peak(host: Host) -> None:
         assert stage.stop() == {}
 
 
+@pytest.mark.row(109)
 def test_alloc_may_be_negative_and_peaked_never_is(host: Host) -> None:
     stage = MemoryTracker().start("eval")
     host.held = 60
@@ -63,6 +65,7 @@ def test_alloc_may_be_negative_and_peaked_never_is(host: Host) -> None:
     assert stage.stop() == {"eval_mem_cpu_alloc_delta": 30, "eval_mem_cpu_peaked_delta": 0}
 
 
+@pytest.mark.row(110)
 def test_init_is_reported_once_with_the_first_other_stage(host: Host) -> None:
     tracker = MemoryTracker()
     with tracker.start("init"):
@@ -78,6 +81,7 @@ def test_init_is_reported_once_with_the_first_other_stage(host: Host) -> None:
     assert list(tracker.start("eval").stop()) == [f"eval_{key}" for key in CPU]
 
 
+@pytest.mark.row(108)
 def test_a_stage_within_another_belongs_to_it(host: Host) -> None:
     tracker = MemoryTracker()
     with tracker.start("train") as outer:
@@ -115,6 +119,7 @@ def test_the_sampler_sleeps(host: Host) -> None:
     assert 3 <= host.looks - before <= 0.2 / memory.SAMPLING_INTERVAL + 5
 
 
+@pytest.mark.row(108)
 @pytest.mark.parametrize("reason", ["skip", "psutil"])
 def test_nothing_is_measured(
     reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -40,6 +40,7 @@ def test_the_mean_of_the_run_has_what_was_read_and_what_was_not() -> None:
     assert meter.pending  # asking changes nothing
 
 
+@pytest.mark.row(100)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_loss_that_is_not_finite_is_replaced_by_the_mean_so_far(
     bad: float, caplog: pytest.LogCaptureFixture

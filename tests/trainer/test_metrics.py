@@ -9,6 +9,7 @@ import pytest
 from trainer import metrics
 
 
+@pytest.mark.row(114)
 def test_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "time", lambda: 102.00004)
 
@@ -37,6 +38,7 @@ def test_prefixes_are_put_once() -> None:
     assert metrics.with_prefix({"eval_x": 1}, "eval_a") == {"eval_a_eval_x": 1}
 
 
+@pytest.mark.row(107)
 def test_values_are_made_readable() -> None:
     given = {
         "train_mem_cpu_alloc_delta": 5 << 20,
@@ -59,6 +61,7 @@ def test_values_are_made_readable() -> None:
     }
 
 
+@pytest.mark.row(107)
 def test_a_table_is_sorted_and_aligned() -> None:
     assert metrics.table("eval", {"loss": 0.25, "accuracy": 12}).splitlines() == [
         "***** eval metrics *****",
@@ -68,6 +71,7 @@ def test_a_table_is_sorted_and_aligned() -> None:
     assert metrics.table("eval", {}) == "***** eval metrics *****"
 
 
+@pytest.mark.row(91)
 def test_results_are_written_and_merged(tmp_path: Path) -> None:
     folder = tmp_path / "new" / "folder"
     metrics.write_results(folder, "train", {"b": 1, "a": 2}, combined=True)

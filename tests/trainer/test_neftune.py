@@ -68,6 +68,7 @@ def test_the_hook_of_transformers_gives_the_same() -> None:
     torch.testing.assert_close(model(ids()), theirs, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.row(20)
 def test_evaluation_is_left_alone_and_draws_nothing() -> None:
     model = Embedding()
     plain = model(ids())
@@ -78,6 +79,7 @@ def test_evaluation_is_left_alone_and_draws_nothing() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.row(20)
 def test_detaching() -> None:
     model = Embedding()
     plain = model(ids())

@@ -23,6 +23,7 @@ def test_unknown_names_are_refused_with_the_valid_ones(tmp_path: Path) -> None:
         make_args(tmp_path, lr_scheduler_type="sine")
 
 
+@pytest.mark.row(39)
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [

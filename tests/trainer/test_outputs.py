@@ -28,6 +28,7 @@ def test_a_prediction_unpacks_as_what_it_holds(extras: dict[str, str], parts: li
             prediction[index]
 
 
+@pytest.mark.row(6)
 def test_outputs_are_named_tuples() -> None:
     assert TrainOutput(3, 0.5, {})[:2] == (3, 0.5)
     assert TrainOutput._fields == ("global_step", "training_loss", "metrics")

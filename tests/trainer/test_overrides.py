@@ -67,6 +67,7 @@ def by_items(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Te
     return total / ((labels != -100).sum() if num_items_in_batch is None else num_items_in_batch)
 
 
+@pytest.mark.row(14, 182)
 @pytest.mark.parametrize("micro", [1, 2, 4])
 def test_token_counts_make_accumulation_equal_to_one_batch(micro: int, tmp_path: Path) -> None:
     whole = train(tmp_path / "a", 1)
@@ -78,6 +79,7 @@ def test_token_counts_make_accumulation_equal_to_one_batch(micro: int, tmp_path:
     assert function.evaluate()["eval_loss"] == pytest.approx(parts.evaluate()["eval_loss"])
 
 
+@pytest.mark.row(12)
 def test_a_loss_function_gets_the_labels_and_the_model_does_not(tmp_path: Path) -> None:
     seen: list[Any] = []
 
@@ -99,6 +101,7 @@ class Documented(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
+@pytest.mark.row(11)
 def test_an_override_without_counts_returns_means(tmp_path: Path) -> None:
     trainer = train(tmp_path, 2, Documented)
     losses = [r["loss"] for r in trainer.state.log_history if "loss" in r]
@@ -123,6 +126,7 @@ class Imperative(Trainer):
         return loss.detach()
 
 
+@pytest.mark.row(10)
 def test_an_imperative_training_step_runs_as_written(tmp_path: Path) -> None:
     def run(folder: Path, make: type[Trainer]) -> Trainer:
         trainer = make_trainer(
@@ -137,6 +141,7 @@ def test_an_imperative_training_step_runs_as_written(tmp_path: Path) -> None:
     assert ts.digest(mine.train_state) == ts.digest(theirs.train_state)
 
 
+@pytest.mark.row(37)
 def test_created_optimizers_and_schedulers_can_be_overridden(tmp_path: Path) -> None:
     class Own(Trainer):
         def create_optimizer(self, model: Any = None) -> Any:
@@ -153,6 +158,7 @@ def test_created_optimizers_and_schedulers_can_be_overridden(tmp_path: Path) -> 
     assert rates == [0.25, 0.25, 0.125, 0.125]
 
 
+@pytest.mark.row(35, 36)
 def test_optimizers_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
     model = scored()
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -165,6 +171,7 @@ def test_optimizers_that_contradict_each_other_are_refused(tmp_path: Path) -> No
         Trainer(model_init=scored, optimizers=(sgd, None))
 
 
+@pytest.mark.row(36)
 def test_a_class_with_options_is_used_with_the_decay_groups(tmp_path: Path) -> None:
     choice = (torch.optim.SGD, {"lr": 0.125, "momentum": 0.5})
     trainer = make_trainer(
@@ -176,6 +183,7 @@ def test_a_class_with_options_is_used_with_the_decay_groups(tmp_path: Path) -> N
     assert trainer.train_state.opt_state["group0"].keys() == {"momentum_buffer"}
 
 
+@pytest.mark.row(91)
 def test_checkpoints_are_written_through_save_model(tmp_path: Path) -> None:
     class Noting(Trainer):
         def save_model(self, output_dir: Any = None, _internal_call: bool = False) -> None:

@@ -31,6 +31,7 @@ def arguments(**changes: Any) -> SimpleNamespace:
     return SimpleNamespace(**given | changes)
 
 
+@pytest.mark.row(2, 3)
 @pytest.mark.parametrize(
     ("epochs", "begun", "steps", "seen"),
     [(0.5, 1, 2, 5.0), (1.0, 1, 3, 10.0), (1.5, 2, 5, 15.0), (2.3, 3, 7, 23.0), (3, 3, 9, 30)],
@@ -44,6 +45,7 @@ def test_epochs_become_updates(epochs: float, begun: int, steps: int, seen: floa
     assert plan.num_train_samples == pytest.approx(seen)
 
 
+@pytest.mark.row(4)
 @pytest.mark.parametrize(("steps", "epochs"), [(1, 1), (3, 1), (4, 2), (9, 3), (10, 4)])
 def test_max_steps_win_over_epochs_and_repeat_the_data(steps: int, epochs: int) -> None:
     plan = make_plan(arguments(max_steps=steps), Sized(5, 10), 4)

@@ -47,6 +47,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.row(85, 185)
 @pytest.mark.parametrize(
     ("name", "model"),
     [
@@ -89,6 +90,7 @@ def test_every_checkpoint_of_an_epoch_leads_to_the_same_end(steps: int, tmp_path
         assert outcome(trainer, trainer.train(str(point))) == expected, point.name
 
 
+@pytest.mark.row(84)
 @pytest.mark.parametrize(
     ("event", "at"),
     [("step_begin", 3), ("pre_optimizer_step", 4), ("step_end", 5), ("log", 7), ("save", 4)],
@@ -131,6 +133,7 @@ def test_a_run_that_was_stopped_in_good_order_goes_on(tmp_path: Path) -> None:
     assert logged(trainer, "loss") == logged(whole, "loss")
 
 
+@pytest.mark.row(186)
 def test_speeds_are_those_of_the_session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_trainer(tmp_path, save_strategy="steps", save_steps=4).train()
     trainer = make_trainer(tmp_path, save_strategy="no")
@@ -166,6 +169,7 @@ class Drawing(Scored):
         return super().forward(x * noise, labels)
 
 
+@pytest.mark.row(85, 95)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_random_data_and_models_go_on_alike(workers: int, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
@@ -185,6 +189,7 @@ def test_random_data_and_models_go_on_alike(workers: int, tmp_path: Path) -> Non
         assert outcome(trainer, result) == expected, step
 
 
+@pytest.mark.row(195)
 def test_a_stream_goes_on_in_its_second_pass(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,6 +215,7 @@ def test_a_stream_goes_on_in_its_second_pass(
 # ---- callbacks
 
 
+@pytest.mark.row(89)
 def test_callbacks_take_up_their_state_if_asked(tmp_path: Path) -> None:
     scores = [0.5, 0.6, 0.55, 0.54, 0.53]
 

@@ -23,6 +23,7 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
+@pytest.mark.row(187)
 def test_new_intervals_take_effect(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     settings: dict[str, Any] = {"num_train_epochs": 2, "save_strategy": "steps"}
     make_trainer(tmp_path, save_steps=4, logging_steps=1, **settings).train()
@@ -81,6 +82,7 @@ def consumed(size: int, step: int, folder: Path, epochs: int = 2) -> list[float]
     return flat(model.seen)
 
 
+@pytest.mark.row(188)
 @pytest.mark.parametrize("size", [1, 3, 6])
 def test_another_batch_size_goes_on_after_the_same_samples(size: int, tmp_path: Path) -> None:
     """Saved after 6 samples of the first epoch, in batches of 2."""
@@ -92,6 +94,7 @@ def test_another_batch_size_goes_on_after_the_same_samples(size: int, tmp_path: 
     assert seen[:14] == flat(whole.seen)[6:20]
 
 
+@pytest.mark.row(188)
 def test_a_batch_size_that_does_not_divide_is_refused(tmp_path: Path) -> None:
     make_trainer(tmp_path, scored("mlp"), save_strategy="steps", save_steps=3).train()
 
@@ -118,6 +121,7 @@ def test_another_batch_size_at_the_end_of_an_epoch_that_had_a_short_batch(tmp_pa
     assert consumed(2, 3, tmp_path) == flat(whole.seen)[10:]
 
 
+@pytest.mark.row(86)
 def test_the_epoch_can_be_begun_again(tmp_path: Path) -> None:
     """12 samples, 6 batches an epoch; from step 8, epoch 1 starts at batch 0."""
     settings: dict[str, Any] = {"train": samples(12), "num_train_epochs": 3}

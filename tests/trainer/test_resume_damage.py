@@ -50,6 +50,7 @@ def test_training_begins_anew_if_it_is_not_told_to_resume(resume: Any, tmp_path:
     assert ts.digest(second.train_state) == ts.digest(first.train_state)
 
 
+@pytest.mark.row(84)
 def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"no complete checkpoint in .*\nCall train\(\) without it to start anew"
@@ -88,6 +89,7 @@ DAMAGE = {
 }
 
 
+@pytest.mark.row(190)
 @pytest.mark.parametrize("harm", DAMAGE)
 def test_a_damaged_checkpoint_is_passed_over_and_named(
     harm: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -148,6 +150,7 @@ def test_the_checkpoint_of_another_model_is_refused_with_what_differs(tmp_path: 
     )
 
 
+@pytest.mark.row(189)
 def test_weights_alone_resume_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

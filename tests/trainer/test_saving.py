@@ -27,6 +27,7 @@ def saved(folder: Path) -> list[int]:
     return sorted(int(path.name.partition("-")[2]) for path in folder.glob("checkpoint-*"))
 
 
+@pytest.mark.row(79)
 @pytest.mark.parametrize(
     ("changes", "steps"),
     [
@@ -47,6 +48,7 @@ def test_checkpoints_appear_when_they_should(
     assert saved(tmp_path) == steps
 
 
+@pytest.mark.row(81)
 def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, scored("batch_norm"), save_strategy="epoch")
     trainer.train()
@@ -78,6 +80,7 @@ def test_saving_does_not_change_training(tmp_path: Path) -> None:
     assert ts.digest(plain.train_state) == ts.digest(saving.train_state)
 
 
+@pytest.mark.row(82)
 def test_weights_alone_can_be_saved(tmp_path: Path) -> None:
     make_trainer(tmp_path, save_strategy="epoch", save_only_model=True).train()
 
@@ -104,12 +107,14 @@ def tracked(folder: Path, values: list[float], **changes: Any) -> Any:
     return make_trainer(folder, more={"compute_metrics": scripted(values)}, **(settings | changes))
 
 
+@pytest.mark.row(83)
 def test_old_checkpoints_go(tmp_path: Path) -> None:
     make_trainer(tmp_path, save_strategy="steps", save_steps=1, save_total_limit=2).train()
 
     assert saved(tmp_path) == [4, 5]
 
 
+@pytest.mark.row(83)
 def test_the_best_and_the_newest_survive_the_limit(tmp_path: Path) -> None:
     trainer = tracked(tmp_path, [0.1, 0.9, 0.3, 0.2, 0.4], save_total_limit=2)
     trainer.train()
@@ -119,6 +124,7 @@ def test_the_best_and_the_newest_survive_the_limit(tmp_path: Path) -> None:
     assert (trainer.state.best_metric, trainer.state.best_global_step) == (0.9, 2)
 
 
+@pytest.mark.row(83)
 def test_a_limit_of_one_leaves_the_best_at_the_end(tmp_path: Path) -> None:
     recorder: list[list[int]] = []
     trainer = tracked(tmp_path, [0.1, 0.9, 0.3, 0.2, 0.4], save_total_limit=1)
@@ -130,6 +136,7 @@ def test_a_limit_of_one_leaves_the_best_at_the_end(tmp_path: Path) -> None:
     assert saved(tmp_path) == [2]
 
 
+@pytest.mark.row(87)
 def test_the_best_weights_are_loaded_at_the_end(tmp_path: Path) -> None:
     trainer = tracked(tmp_path, [0.1, 0.9, 0.3, 0.2, 0.4], load_best_model_at_end=True)
     before = next(trainer.model.parameters())
@@ -144,6 +151,7 @@ def test_the_best_weights_are_loaded_at_the_end(tmp_path: Path) -> None:
     assert next(trainer.model.parameters()) is before
 
 
+@pytest.mark.row(88)
 @pytest.mark.parametrize(
     ("greater", "values", "best"),
     [(True, [1, 3, 3, 2, 1], 2), (False, [3, 1, 1, 2, 3], 2), (None, [1, 2, 3, 4, 4], 4)],
@@ -158,6 +166,7 @@ def test_only_better_is_best(
     assert trainer.state.best_model_checkpoint is None
 
 
+@pytest.mark.row(80)
 def test_only_the_best_are_saved_if_that_is_the_strategy(tmp_path: Path) -> None:
     tracked(tmp_path, [0.2, 0.1, 0.3, 0.3, 0.4], save_strategy="best").train()
 
@@ -180,6 +189,7 @@ def test_the_loss_of_one_dataset_of_several_can_decide(tmp_path: Path) -> None:
     assert trainer.state.best_metric == min(logged(trainer, "eval_b_loss"))
 
 
+@pytest.mark.row(199)
 def test_a_best_step_between_two_saves_is_saved_too(tmp_path: Path) -> None:
     trainer = tracked(
         tmp_path, [0.1, 0.2, 0.9, 0.3, 0.2], save_steps=2, load_best_model_at_end=True

@@ -47,6 +47,7 @@ def trimmed(predictions: Any, model: Any) -> list[list[int]]:
     return [trim(row, model.config.eos_token_id, model.config.pad_token_id) for row in predictions]
 
 
+@pytest.mark.row(130)
 @pytest.mark.parametrize("build", [t5, bart])
 def test_every_sample_is_generated_once_and_in_order(build: Any, tmp_path: Path) -> None:
     data = pairs(5, seed=1)
@@ -93,6 +94,7 @@ def widths(output: Any) -> tuple[int, int]:
     return output.predictions.shape[1], output.label_ids.shape[1]
 
 
+@pytest.mark.row(130, 131)
 @pytest.mark.parametrize(
     ("args", "call", "labels", "width"),
     [
@@ -140,6 +142,7 @@ def test_batches_of_different_widths_are_filled_with_the_pad_token(tmp_path: Pat
     assert output.label_ids[3].tolist() == data[3]["labels"].tolist()
 
 
+@pytest.mark.row(131, 132)
 def test_beams_and_other_options_reach_generate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +285,7 @@ def test_without_a_pad_token_nothing_can_be_padded(tmp_path: Path) -> None:
         trainer._pad_tensors_to_max_len(torch.tensor([[5]]), 2)
 
 
+@pytest.mark.row(133)
 def test_generation_settings_come_from_an_object_a_dict_a_folder_or_a_file(tmp_path: Path) -> None:
     config = transformers.GenerationConfig(max_length=9, num_beams=2, pad_token_id=0)
     config.save_pretrained(tmp_path / "settings")
@@ -324,6 +328,7 @@ def test_generating_leaves_the_models_settings_alone(tmp_path: Path) -> None:
     assert model.generation_config.to_dict() == before
 
 
+@pytest.mark.row(133)
 @pytest.mark.parametrize(
     ("kind", "source", "message"),
     [

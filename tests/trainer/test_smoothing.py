@@ -40,6 +40,7 @@ def by_hand(logits: Tensor, labels: Tensor, epsilon: float, shift: bool) -> floa
     return sum(costs) / len(costs)
 
 
+@pytest.mark.row(13)
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("epsilon", [0.0, 0.1, 1.0])
 def test_the_formula(epsilon: float, shift: bool) -> None:
@@ -174,6 +175,7 @@ class Adapted(nn.Module):
         return self.inner
 
 
+@pytest.mark.row(13)
 def test_causal_language_models() -> None:
     assert shifts_labels(MyForCausalLM())
     assert shifts_labels(nn.DataParallel(MyForCausalLM()))

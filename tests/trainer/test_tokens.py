@@ -23,6 +23,7 @@ def counted(how: str, *batches: Any, **options: Any) -> int:
     return counter.total
 
 
+@pytest.mark.row(61)
 @pytest.mark.parametrize(
     ("how", "batch", "expected"),
     [
@@ -152,6 +153,7 @@ def test_what_cannot_be_estimated_is_zero() -> None:
     assert floating_point_ops(Counting(), IDS) == 0
 
 
+@pytest.mark.row(113)
 def test_a_model_of_transformers() -> None:
     model: Any = tiny("gpt2")
     embedded = model.transformer.wte.weight.numel() + model.transformer.wpe.weight.numel()

@@ -80,6 +80,7 @@ def test_training_has_the_bits_of_the_pure_step(micro: int, tmp_path: Path) -> N
     assert ts.digest(trainer.train_state) == ts.digest(state)
 
 
+@pytest.mark.row(93)
 def test_dropout_depends_on_the_seed_and_nothing_else(tmp_path: Path) -> None:
     def losses(seed: int, noise: int) -> list[float]:
         trainer = make_trainer(
@@ -179,6 +180,7 @@ def test_a_second_training_goes_on_with_the_moments_and_starts_the_schedule_anew
     assert any(not torch.equal(before[n], w) for n, w in weights(trainer).items())
 
 
+@pytest.mark.row(7)
 def test_model_init_makes_a_fresh_model_for_every_training(tmp_path: Path) -> None:
     made: list[Scored] = []
 
@@ -214,6 +216,7 @@ def test_results_do_not_depend_on_whether_the_state_was_looked_at(tmp_path: Path
 # ---- records
 
 
+@pytest.mark.row(6, 98, 201)
 @pytest.mark.parametrize("quiet", [True, False])
 def test_the_records_have_their_keys(quiet: bool, tmp_path: Path) -> None:
     trainer = make_trainer(
@@ -252,6 +255,7 @@ def test_losses_are_means_since_the_last_record(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.row(91, 107)
 def test_results_and_state_are_written_where_they_belong(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -270,6 +274,7 @@ def test_results_and_state_are_written_where_they_belong(
 # ---- evaluation during training
 
 
+@pytest.mark.row(77)
 def test_evaluation_begins_before_training_if_asked(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, eval_on_start=True)
     trainer.train()
@@ -282,6 +287,7 @@ def test_evaluation_begins_before_training_if_asked(tmp_path: Path) -> None:
     assert logged(trainer, "loss") == logged(plain, "loss")
 
 
+@pytest.mark.row(75, 76)
 @pytest.mark.parametrize(
     ("changes", "steps"),
     [
@@ -326,6 +332,7 @@ def test_a_missing_best_metric_lists_those_there_are(tmp_path: Path) -> None:
     assert not trainer.is_in_train
 
 
+@pytest.mark.row(118)
 def test_early_stopping(tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path,

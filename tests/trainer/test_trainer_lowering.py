@@ -19,6 +19,7 @@ gpu = [
 ]
 
 
+@pytest.mark.row(21)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_compiled_model_has_the_same_bits(accumulation: int, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ class TestOnTheGPU:
         assert theirs.graphs == 0
         assert mine.graphs >= 1
         assert ts.diff(captured.train_state, plain.train_state) == []
-        assert mine.norms == theirs.norms
+        assert list(map(repr, mine.norms)) == list(map(repr, theirs.norms))  # nan == nan
         for a, b in zip(captured.state.log_history, plain.state.log_history, strict=True):
             timeless = [k for k in a if "runtime" not in k and "second" not in k]
             assert {k: a[k] for k in timeless} == {k: b[k] for k in timeless}

@@ -36,6 +36,7 @@ class Open(Scored):
         return out
 
 
+@pytest.mark.row(14)
 def test_accumulation_by_items_equals_one_large_batch(tmp_path: Path) -> None:
     data = samples()
     for i, row in enumerate(data):
@@ -84,6 +85,7 @@ def test_frozen_parameters_stay(tmp_path: Path) -> None:
     assert moved == ["body.2.weight"]
 
 
+@pytest.mark.row(53)
 def test_columns_that_the_model_does_not_take_are_left_out(tmp_path: Path) -> None:
     data = [{**row, "id": i, "text": "x"} for i, row in enumerate(samples())]
     trainer = make_trainer(tmp_path, train=data, evaluation=data)
@@ -117,6 +119,7 @@ def test_group_by_length_takes_the_longest_first(tmp_path: Path) -> None:
     assert sorted(model.widths) == [1, 2, 3, 7]
 
 
+@pytest.mark.row(43)
 def test_bfloat16_trains_under_autocast(tmp_path: Path) -> None:
     class Kind(Scored):
         def forward(self, x: Tensor, labels: Tensor | None = None) -> Any:
@@ -136,6 +139,7 @@ def test_bfloat16_trains_under_autocast(tmp_path: Path) -> None:
 # ---- callbacks
 
 
+@pytest.mark.row(117)
 def test_callbacks_are_added_found_and_removed(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, callbacks=[Recorder])
     recorder = trainer.pop_callback(Recorder)
@@ -148,6 +152,7 @@ def test_callbacks_are_added_found_and_removed(tmp_path: Path) -> None:
     assert recorder.events == ["init_end"]
 
 
+@pytest.mark.row(213)
 @pytest.mark.parametrize(
     "event", ["train_begin", "step_begin", "pre_optimizer_step", "step_end", "evaluate", "log"]
 )

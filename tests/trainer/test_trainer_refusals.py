@@ -80,6 +80,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Pa
         make_trainer(tmp_path / "file" / "out")
 
 
+@pytest.mark.row(1, 5, 80)
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
@@ -117,6 +118,7 @@ def test_a_search_is_not_there_yet(tmp_path: Path) -> None:
         make_trainer(tmp_path).train(trial={"learning_rate": 1.0})
 
 
+@pytest.mark.row(93)
 def test_seeding_covers_all_generators() -> None:
     import random
 
@@ -133,6 +135,7 @@ def test_seeding_covers_all_generators() -> None:
     assert not set(draw()) & set(first)
 
 
+@pytest.mark.row(1)
 def test_a_trainer_needs_no_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     trainer = Trainer(scored())

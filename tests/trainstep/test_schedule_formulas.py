@@ -147,6 +147,7 @@ def rates(
     return found
 
 
+@pytest.mark.row(38)
 @pytest.mark.parametrize("warmup", [0, 1, 7])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case[0]}-{case[2]}")
 def test_floats_are_those_of_the_reference(case: Any, warmup: int) -> None:
@@ -343,6 +344,7 @@ def test_greedy_is_that_of_the_reference(options: dict[str, Any], seed: int) -> 
     assert len(seen) > 3
 
 
+@pytest.mark.row(212)
 @pytest.mark.parametrize("lr", [1e-3, 5e-5, 1e-7])
 def test_greedy_lowers_small_rates(lr: float) -> None:
     greedy = schedules.greedy(lr, patience=0)

@@ -156,22 +156,22 @@ def _write_files(
                 folder, contents.hf, contents.host_rng, contents.world_size, *more
             )
         writing.join()
+        _write_texts(folder, prepared, stored, syncing)
+        hashing.join()
         syncing.join()
         if separate:
             _rename_new(folder / PARTIAL, folder / name)
-        _write_texts(folder, prepared, stored)
-        hashing.join()
     return stored.files(folder, hashing.leaves), hashing.leaves
 
 
-def _write_texts(folder: Path, prepared: _Prepared, stored: Stored) -> None:
+def _write_texts(folder: Path, prepared: _Prepared, stored: Stored, syncing: Workers) -> None:
     # Sorted, as several threads put entries there.
     where = {"where": dict(sorted(stored.where.items())), "raw": dict(sorted(stored.raw.items()))}
     files = {**prepared.files, TRAIN_STATE: to_json({**prepared.train_state, **where})}
     for name, data in files.items():
         with io.create(folder / name) as file:
             io.write(file, data)
-            io.sync_open(file)
+        syncing.put(io.sync_file, folder / name)
         stored.shas[name] = new_sha(data)
 
 

@@ -109,7 +109,7 @@ class Feed:
             self._finish()
         if isinstance(self.loader, StreamLoader):
             place = self.loader.place_in(epoch)
-            return place and {"epoch": epoch, "place": place.to_json()}
+            return None if place is None else {"epoch": epoch, "place": place.to_json()}
         if not stateful(self.loader) or (epoch != self._epoch and not self._over):
             return None
         return {"epoch": epoch, "loader": encode(self.loader.state_dict(), "the loader's state")}

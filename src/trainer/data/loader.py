@@ -46,7 +46,7 @@ def train_order(args: Any, dataset: Any, batch_size: int, processing_class: Any 
         lengths = sample_lengths(
             dataset, length_column=args.length_column_name, input_name=names[0]
         )
-    window = batch_size * args.gradient_accumulation_steps
+    window = batch_size * args.gradient_accumulation_steps * args.world_size
     return for_strategy(strategy, len(dataset), seed=seed, lengths=lengths, batch_size=window)
 
 
@@ -64,7 +64,7 @@ def make_loader(
         dataset: map-style or iterable.
         collate: makes a batch from a list of samples.
         args: supplies seed, workers, pinning and ``dataloader_drop_last``.
-        batch_size: samples in a batch.
+        batch_size: samples in a batch of this process. Several processes take turns in the batches.
         order: the order of a map-style dataset; None for an iterable one, which has its own.
 
     Each sample is fetched with Python, NumPy and PyTorch seeded from (seed, epoch, index), so random
@@ -78,7 +78,7 @@ def make_loader(
         "num_workers": workers,
         "pin_memory": bool(args.dataloader_pin_memory) and torch.cuda.is_available(),
         "persistent_workers": persistent,
-        "worker_init_fn": WorkerInit(seed),
+        "worker_init_fn": WorkerInit(seed, args.process_index),
         "generator": torch.Generator(),  # else each pass would draw from the global one
     }
     if workers > 0:
@@ -100,7 +100,9 @@ def make_loader(
         return StreamLoader(stream, seeded_collate, **options)
     return DataLoader(
         SeededDataset(dataset, seed, enabled=seeded),
-        batch_sampler=GlobalBatchSampler(order, batch_size, drop_last=drop_last),
+        batch_sampler=GlobalBatchSampler(
+            order, batch_size, args.world_size, args.process_index, drop_last=drop_last
+        ),
         collate_fn=seeded_collate,
         **options,
     )

@@ -12,13 +12,16 @@ from torch import Tensor
 
 from trainer import modeling
 
+_SMALL = 1 << 20  # bytes
+
 
 class Prefetch:
     """Yields batches in their order on a device, each moved while earlier ones are worked on.
 
     On CUDA the copies run on a stream of their own. They do not wait for the kernels that are queued,
     and the current stream waits for a copy only when its batch is handed out. That takes pinned host
-    memory, which loaders provide. On other devices batches come as they are, none is fetched ahead.
+    memory, which loaders provide. On other devices batches come as they are, none is fetched ahead;
+    nor are batches of less than 1 MiB, which are copied sooner than a stream is told to wait.
 
     Args:
         device: Where batches are wanted.
@@ -42,7 +45,7 @@ class Prefetch:
         return self._ahead(iter(batches), self._side)
 
     def _ahead(self, batches: Iterator[Any], side: torch.cuda.Stream) -> Iterator[Any]:
-        under_way: deque[tuple[Any, torch.cuda.Event]] = deque()
+        under_way: deque[tuple[Any, torch.cuda.Event | None]] = deque()
         for batch in islice(batches, self.depth):
             under_way.append(self._start(batch, side))
         while under_way:
@@ -50,12 +53,16 @@ class Prefetch:
                 under_way.append(self._start(batch, side))
             yield self._finish(*under_way.popleft())
 
-    def _start(self, batch: Any, side: torch.cuda.Stream) -> tuple[Any, torch.cuda.Event]:
+    def _start(self, batch: Any, side: torch.cuda.Stream) -> tuple[Any, torch.cuda.Event | None]:
+        if sum(tensor.nbytes for tensor in _tensors(batch)) < _SMALL:
+            return batch, None
         with torch.cuda.stream(side):
             moved = modeling.move(batch, self.device, non_blocking=True)
             return moved, side.record_event()
 
-    def _finish(self, moved: Any, copied: torch.cuda.Event) -> Any:
+    def _finish(self, moved: Any, copied: torch.cuda.Event | None) -> Any:
+        if copied is None:
+            return moved
         current = torch.cuda.current_stream(self.device)
         current.wait_event(copied)
         for tensor in _tensors(moved):

@@ -123,7 +123,9 @@ class Reader:
             dataset.load_state_dict(state["dataset"])
         with self._lent():
             self._seed()
+            self._watch(True)
             self._iterator = iter(dataset)
+            self._watch(False)
         if "iterator" in state and middle:
             self._iterator.load_state_dict(state["iterator"])
 
@@ -193,14 +195,20 @@ class Reader:
             return None
         self._seed()
         sample = None
+        self._watch(True)
         try:
             sample = next(self._iterator)
             self.drawn += 1
         except StopIteration:
             self.ended = True
+        self._watch(False)
         if self._watched is not None:
             self._look(self._watched)
         return sample
+
+    def _watch(self, on: bool) -> None:
+        if self._watched is not None:
+            self._watched.watching = on
 
     def _look(self, watched: WatchedWorker) -> None:
         if self.own is None:

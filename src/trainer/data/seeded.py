@@ -6,8 +6,8 @@ was resumed. Here the three generators are seeded from ``mix(seed, epoch, index)
 fetched, and from the position of a batch before it is collated, so the same sample in the same epoch
 is always the same bits.
 
-It costs the three calls that seed, some 8 µs a sample. A dataset or collator that draws nothing can say so by an
-attribute ``deterministic = True``, and is then left alone; see ``trainer.data.loader``.
+It costs the three calls that seed, for each sample. A dataset or collator that draws nothing can say so
+by an attribute ``deterministic = True`` and is left alone then; see ``trainer.data.loader``.
 """
 
 from __future__ import annotations

@@ -41,8 +41,9 @@ def mix(*ints: int) -> int:
     return h
 
 
-# What ``random.seed`` calls for an integer, without its checks; the cached normal deviate goes with it.
-_seed_python = super(random.Random, random._inst).seed
+_python: Any = random._inst
+# What ``random.seed`` calls for an integer, without its checks.
+_seed_python = super(random.Random, _python).seed
 
 
 def seed_host(value: int) -> None:
@@ -54,7 +55,7 @@ def seed_host(value: int) -> None:
     # torch.manual_seed would also walk over every accelerator and costs many times as much.
     torch.default_generator.manual_seed(value)
     _seed_python(value)
-    random._inst.gauss_next = None
+    _python.gauss_next = None  # the second of a pair of normal deviates
     np.random.seed(value >> 32)  # noqa: NPY002 (the global generator is what user code draws from)
 
 
@@ -128,16 +129,16 @@ def _lend_numpy() -> Callable[[], None]:
     before and written afterwards.
     """
     shared: Any = np.random.mtrand._rand
-    own = np.random.get_bit_generator()
+    own = np.random.mtrand.get_bit_generator()
     shared._bit_generator = _no_bits
     try:
         deviate = shared.get_state(legacy=False)
     finally:
         shared._bit_generator = own
-    np.random.set_bit_generator(_spare)
+    np.random.mtrand.set_bit_generator(_spare)
 
     def give_back() -> None:
-        np.random.set_bit_generator(own)
+        np.random.mtrand.set_bit_generator(own)
         shared._bit_generator = _no_bits
         try:
             shared.set_state(deviate)

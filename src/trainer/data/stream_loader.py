@@ -32,7 +32,8 @@ class StreamLoader(DataLoader[Any]):
     place: Place
 
     def __init__(self, stream: Stream, collate: Callable[[Any], Any], **options: Any) -> None:
-        super().__init__(stream, batch_size=None, collate_fn=_CollateMarked(collate), **options)
+        marked: Callable[[Any], Any] = _CollateMarked(collate)
+        super().__init__(stream, batch_size=None, collate_fn=marked, **options)
         self.place = self._at_the_beginning()
         self._told: set[str] = set()
 
@@ -93,15 +94,15 @@ class StreamLoader(DataLoader[Any]):
         name = type(self.dataset.dataset).__name__
         if self.readers > 1 and mark.own is False:
             self._tell(
-                f"{name} gives all {self.readers} workers the same samples. Each reads all of them and keeps "
-                f"one batch in {self.readers}, so that no sample comes twice, but reading gets no faster. "
+                f"{name} gives all {self.readers} workers the same samples. Each reads all of them and "
+                f"keeps one batch in {self.readers}, so that no sample comes twice, but it gets no faster. "
                 "Let its __iter__ choose samples by torch.utils.data.get_worker_info(), or set "
                 "dataloader_num_workers=1."
             )
         if mark.problem:
             self._tell(
-                f"The state of {name} is not kept in checkpoints, so that resuming reads all samples of the "
-                f"epoch again: {mark.problem}"
+                f"The state of {name} is not kept in checkpoints, so that resuming reads all samples of "
+                f"the epoch again: {mark.problem}"
             )
 
     def _tell(self, message: str) -> None:

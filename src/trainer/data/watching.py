@@ -9,26 +9,27 @@ from torch.utils.data._utils import worker as torch_worker
 
 
 class WatchedWorker:
-    """What ``get_worker_info`` returns to a dataset that is watched.
+    """What ``get_worker_info`` returns in a process whose dataset is watched.
 
     Attributes:
+        watching: Whether code of the dataset runs, rather than of a collator, say.
         asked: Whether the dataset has read ``id`` or ``num_workers``.
         dataset: The dataset, as this worker has it.
     """
 
     def __init__(self, info: Any, dataset: Any) -> None:
-        self.asked = False
+        self.watching = self.asked = False
         self.dataset = dataset
         self._info = info
 
     @property
     def id(self) -> int:
-        self.asked = True
+        self.asked |= self.watching
         return self._info.id
 
     @property
     def num_workers(self) -> int:
-        self.asked = True
+        self.asked |= self.watching
         return self._info.num_workers
 
     def __getattr__(self, name: str) -> Any:
@@ -36,7 +37,7 @@ class WatchedWorker:
 
 
 def watch(dataset: Any) -> WatchedWorker:
-    """In a worker process, notice from now on whether ``dataset`` asks which worker it is in."""
+    """In a worker process, let it be noticed whether ``dataset`` asks which worker it is in."""
     watched = WatchedWorker(_info(), dataset)
     torch_worker._worker_info = watched  # type: ignore[assignment]
     return watched

@@ -4,12 +4,14 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import attrs
 import numpy as np
 import torch
 from attrs import frozen
 from torch import Tensor
 
 from trainer import modeling
+from trainer.distributed.gather import gathered
 from trainer.engine import describe
 from trainer.evaluation.collected import PADDING, Collected
 from trainer.evaluation.nested import batch_length, plain_numbers, to_numpy
@@ -30,6 +32,7 @@ class Predicted:
         logits: outputs, after ``preprocess_logits_for_metrics``.
         labels: labels.
         inputs: the model's main input, if metrics want it.
+        whole: all that the model was given, if the metrics of each batch want it.
     """
 
     size: int
@@ -37,6 +40,7 @@ class Predicted:
     logits: Any
     labels: Any
     inputs: Any
+    whole: Any = None
 
     @property
     def losses(self) -> Tensor | None:
@@ -95,9 +99,15 @@ class Evaluation:
         self._inputs, self._losses = collected("inputs"), collected("losses")
 
     def run(self, loader: Iterable[Any]) -> None:
-        """Run the model over all batches."""
-        for batch, last in with_last(loader):
-            self._take(batch, last)
+        """Run the model over all batches; with several processes, of all of them, in order."""
+        ranks, every = self._trainer._ranks, self._trainer.args.eval_accumulation_steps
+        if not ranks.many:
+            for batch, last in with_last(loader):
+                self._keep(self._predict(batch), last)
+            return
+        mine = (None if b is None else attrs.astuple(self._predict(b), recurse=False) for b in loader)
+        for values, last in with_last(gathered(ranks, mine, 1 if self._by_batch else every)):
+            self._keep(Predicted(*values), last)
 
     def result(self, loader: Any, prefix: str) -> EvalLoopOutput:
         """Return outputs and metrics, which are computed now unless they were batch by batch.
@@ -120,18 +130,13 @@ class Evaluation:
         samples = num_examples(loader, self._trainer.args.eval_batch_size) or self._seen
         return EvalLoopOutput(predictions, labels, with_prefix(metrics, prefix), samples)
 
-    def _take(self, batch: Any, last: bool) -> None:
-        trainer = self._trainer
-        part = self._predict(batch)
+    def _keep(self, part: Predicted, last: bool) -> None:
         self._seen += part.size
         if part.loss is not None:
             self._means.append(part.loss)
             self._sizes.append(part.size)
-        trainer.control = trainer.callback_handler.on_prediction_step(
-            trainer.args, trainer.state, trainer.control
-        )
         if self._by_batch and part.logits is not None and part.labels is not None:
-            self._metrics = self._batch_metrics(part, batch, last)
+            self._metrics = self._batch_metrics(part, last)
         if self._prediction or not self._by_batch:
             self._outputs.add(part.logits)
             self._labels.add(part.labels)
@@ -139,7 +144,7 @@ class Evaluation:
             self._losses.add(part.losses if "loss" in self._wanted else None)
 
     def _predict(self, batch: Any) -> Predicted:
-        """Return what a batch gives. All that is counted or kept of a batch passes through here."""
+        """Return what a batch gives."""
         trainer = self._trainer
         if isinstance(batch, Mapping) and not self._keys:
             self._keys = [str(key) for key in batch]
@@ -157,13 +162,18 @@ class Evaluation:
             logits = trainer.preprocess_logits_for_metrics(logits, labels)
         inputs = main_input(trainer.model, batch) if "inputs" in self._wanted else None
         loss = None if loss is None else loss.detach()
-        return Predicted(batch_length(batch), loss, logits, labels, inputs)
+        whole = None
+        if self._by_batch and "inputs" in self._wanted:
+            whole = trainer._prepare_inputs(batch)
+        trainer.control = trainer.callback_handler.on_prediction_step(
+            trainer.args, trainer.state, trainer.control
+        )
+        return Predicted(batch_length(batch), loss, logits, labels, inputs, whole)
 
-    def _batch_metrics(self, part: Predicted, batch: Any, last: bool) -> Any:
-        inputs = self._trainer._prepare_inputs(batch) if "inputs" in self._wanted else None
+    def _batch_metrics(self, part: Predicted, last: bool) -> Any:
         losses = part.losses if "loss" in self._wanted else None
         metrics = self._trainer.compute_metrics(
-            EvalPrediction(part.logits, part.labels, inputs, losses), compute_result=last
+            EvalPrediction(part.logits, part.labels, part.whole, losses), compute_result=last
         )
         return named(metrics) if last else None  # only the last result counts
 

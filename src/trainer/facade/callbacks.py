@@ -9,6 +9,7 @@ from trainer.callbacks import (
     default_progress_callback,
     export_callback_states,
 )
+from trainer.distributed.ranks import Ranks, ranks_of
 from trainer.facade.base import TrainerBase
 
 
@@ -35,6 +36,10 @@ class CallbackMixin(TrainerBase):
         """Tell whether this is the main process of all."""
         return self.args.process_index == 0
 
+    @property
+    def _ranks(self) -> Ranks:
+        return ranks_of(self.args)
+
     def _make_handler(self, callbacks: list[Any]) -> CallbackHandler:
         quiet = self.args.disable_tqdm
         last = PrinterCallback if quiet else default_progress_callback()
@@ -45,7 +50,7 @@ class CallbackMixin(TrainerBase):
         return export_callback_states(self.callback_handler.callbacks, self.control)
 
     def _close_callbacks(self) -> None:
-        for callback in self.callback_handler.callbacks:
+        for callback in list(self.callback_handler.callbacks):  # one may remove itself
             close = getattr(callback, "close", None)
             if callable(close):
                 close()

@@ -13,6 +13,7 @@ from trainer.data.columns import FilteringCollator, keep_columns
 from trainer.data.loader import is_iterable, make_loader, train_order
 from trainer.data.order import Order, Sequential
 from trainer.data.torch_samplers import OrderSampler, as_order
+from trainer.distributed.ranks import rows_of_rank
 from trainer.facade.base import TrainerBase
 from trainer.plan import make_plan, num_examples
 
@@ -40,7 +41,7 @@ class DataMixin(TrainerBase):
             raise ValueError("Trainer: training requires a train_dataset")
         dataset, collate = self._without_unused(self.train_dataset, "training")
         order = self._order(self._get_train_sampler, dataset)
-        size = self._train_batch_size
+        size = rows_of_rank(self.args, self._train_batch_size)
         return make_loader(dataset, collate, self.args, batch_size=size, order=order)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
@@ -77,7 +78,7 @@ class DataMixin(TrainerBase):
         dataset = self.train_dataset if train_dataset is None else train_dataset
         if dataset is None or is_iterable(dataset):
             return None
-        size = self._train_batch_size
+        size = rows_of_rank(self.args, self._train_batch_size)
         return OrderSampler(train_order(self.args, dataset, size, self.processing_class))
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int] | None:
@@ -115,7 +116,8 @@ class DataMixin(TrainerBase):
         """Return the samples of one update over all processes."""
         shared = self.get_tp_size() * self.get_cp_size() * self.get_sp_size()
         processes = args.world_size // shared  # those that work on samples of their own
-        return self._train_batch_size * args.gradient_accumulation_steps * processes
+        rows = rows_of_rank(args, self._train_batch_size)
+        return rows * args.gradient_accumulation_steps * processes
 
     def _default_collator(self) -> Callable[[list[Any]], Any]:
         # Image processors and others can pad too, but not rows of tokens: those are what has a side.
@@ -132,7 +134,7 @@ class DataMixin(TrainerBase):
     def _evaluation_loader(self, dataset: Any, what: str) -> Any:
         dataset, collate = self._without_unused(dataset, what)
         order = self._order(self._get_eval_sampler, dataset)
-        size = self.args.eval_batch_size
+        size = rows_of_rank(self.args, self.args.eval_batch_size)
         return make_loader(dataset, collate, self.args, batch_size=size, order=order)
 
     def _order(self, get_sampler: Callable[..., Any], dataset: Any) -> Order | None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import evaluation, modeling
+from trainer.distributed.ranks import rows_of_rank
 from trainer.evaluation.collected import PADDING
 from trainer.facade.base import TrainerBase
 from trainer.metrics import speed_metrics
@@ -41,19 +42,19 @@ class EvaluationMixin(TrainerBase):
                 subset = name if eval_dataset is None else part
                 merged |= self.evaluate(subset, ignore_keys, f"{metric_key_prefix}_{name}")
             return merged
-        memory = self._memory.start("eval")
-        loader = self.get_eval_dataloader(eval_dataset)
-        start = time.time()
-        loss_only = True if self.compute_metrics is None else None
-        output = self.evaluation_loop(
-            loader, "Evaluation", loss_only, ignore_keys, metric_key_prefix
-        )
-        metrics = self._with_speed(output, metric_key_prefix, start)
-        self.log(metrics)
-        self.control = self.callback_handler.on_evaluate(
-            self.args, self.state, self.control, metrics
-        )
-        metrics |= memory.stop()
+        with self._memory.start("eval") as memory:
+            loader = self.get_eval_dataloader(eval_dataset)
+            start = time.time()
+            loss_only = True if self.compute_metrics is None else None
+            output = self.evaluation_loop(
+                loader, "Evaluation", loss_only, ignore_keys, metric_key_prefix
+            )
+            metrics = self._with_speed(output, metric_key_prefix, start)
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(
+                self.args, self.state, self.control, metrics
+            )
+            metrics |= memory.stop()
         return metrics
 
     def predict(
@@ -63,17 +64,17 @@ class EvaluationMixin(TrainerBase):
         metric_key_prefix: str = "test",
     ) -> PredictionOutput:
         """Return predictions, labels and metrics for a dataset; logs nothing."""
-        memory = self._memory.start("test")
-        start = time.time()
-        loader = self.get_test_dataloader(test_dataset)
-        output = self.evaluation_loop(
-            loader, "Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
-        )
-        metrics = self._with_speed(output, metric_key_prefix, start)
-        self.control = self.callback_handler.on_predict(
-            self.args, self.state, self.control, metrics
-        )
-        metrics |= memory.stop()
+        with self._memory.start("test") as memory:
+            start = time.time()
+            loader = self.get_test_dataloader(test_dataset)
+            output = self.evaluation_loop(
+                loader, "Prediction", ignore_keys=ignore_keys, metric_key_prefix=metric_key_prefix
+            )
+            metrics = self._with_speed(output, metric_key_prefix, start)
+            self.control = self.callback_handler.on_predict(
+                self.args, self.state, self.control, metrics
+            )
+            metrics |= memory.stop()
         return PredictionOutput(output.predictions, output.label_ids, metrics)
 
     def evaluation_loop(
@@ -162,5 +163,6 @@ class EvaluationMixin(TrainerBase):
 
     def _with_speed(self, output: EvalLoopOutput, prefix: str, start: float) -> dict[str, float]:
         samples = output.num_samples or 0
-        steps = math.ceil(samples / self.args.eval_batch_size)
+        batch = rows_of_rank(self.args, self.args.eval_batch_size) * self.args.world_size
+        steps = math.ceil(samples / batch)
         return {**(output.metrics or {}), **speed_metrics(prefix, start, samples, steps)}

@@ -21,6 +21,8 @@ _HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class LossMixin(TrainerBase):
     """How a micro-batch becomes a loss and gradients; every method may be overridden."""
 
+    _loss_factor: float = 1
+
     def training_step(
         self,
         model: nn.Module,
@@ -85,6 +87,9 @@ class LossMixin(TrainerBase):
             loss = self.label_smoother(outputs, labels, shift, num_items_in_batch)
         else:
             loss = loss_from_outputs(outputs, inputs)
+        if num_items_in_batch is not None and self._divides_by_items(num_items_in_batch):
+            # Processes average their gradients, but the items are those of all of them.
+            loss = loss * self._loss_factor if self._loss_factor != 1 else loss
         return (loss, outputs) if return_outputs else loss
 
     def compute_loss_context_manager(self) -> ExitStack:
@@ -108,10 +113,15 @@ class LossMixin(TrainerBase):
         """Take the micro-batches of an update, and count what their loss is divided by.
 
         Returns:
-            Up to ``num_batches`` batches, none at the end of the epoch, and ``count_items`` of them.
+            Up to ``num_batches`` batches, none at the end of the epoch, and ``count_items`` of them: during
+            training with ``average_tokens_across_devices`` of those of all processes. A batch is None if
+            only other processes have one.
         """
         window = list(islice(epoch_iterator, num_batches))
-        items = self.count_items(window) if window else None
+        own = [batch for batch in window if batch is not None]
+        items = self.count_items(own) if own else None
+        if window and self._run is not None and self.args.average_tokens_across_devices:
+            items = self._run.take.share_items(items)
         if isinstance(items, Tensor) and device is not None:
             items = items.to(device, non_blocking=True)
         return window, items

@@ -7,11 +7,18 @@ import torch
 from torch import nn
 
 from trainer import modeling
+from trainer.distributed import ddp
 from trainer.facade.base import TrainerBase
+
+
+# Modes of torch.compile that keep outputs in the memory of CUDA graphs.
+_OWN_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
 class ModelMixin(TrainerBase):
     """Where the model comes from, where it is, and what wraps it."""
+
+    _compiled: Any = None
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Build a model with ``model_init``, which takes nothing or the trial of a search.
@@ -61,15 +68,23 @@ class ModelMixin(TrainerBase):
         return 1
 
     def _wrap_model(self, model: nn.Module, training: bool = True, dataloader: Any = None) -> Any:
-        """Return what ``training_step`` is given as the model: compiled, with ``torch_compile``."""
+        """Return what ``training_step``, or ``prediction_step``, is given as the model.
+
+        With several processes it is in DistributedDataParallel, unless ``exact_reduction`` adds up
+        gradients; with ``torch_compile`` it is compiled.
+        """
         args = self.args
-        if not training or not args.torch_compile:
+        if training and args.world_size > 1 and not args.exact_reduction:
+            model = ddp.wrap(model, args)
+        if not args.torch_compile:
             return model
-        if getattr(self.model_wrapped, "_orig_mod", None) is model:
-            return self.model_wrapped  # what was compiled for an earlier training
-        return torch.compile(
-            model, backend=str(args.torch_compile_backend), mode=args.torch_compile_mode
-        )
+        if not training and args.torch_compile_mode in _OWN_GRAPHS:
+            return model  # outputs that are kept would be overwritten by the next batch's
+        if getattr(self._compiled, "_orig_mod", None) is not model:
+            self._compiled = torch.compile(
+                model, backend=str(args.torch_compile_backend), mode=args.torch_compile_mode
+            )
+        return self._compiled
 
     def _place_model(self) -> None:
         if self.place_model_on_device:

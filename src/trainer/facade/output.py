@@ -10,7 +10,9 @@ from torch import Tensor
 
 from trainer import modeling, saving
 from trainer.checkpoint import BackgroundWriter
+from trainer.distributed import agree
 from trainer.facade.base import TrainerBase
+from trainer.figures import Figures
 from trainer.metrics import format_metrics, table, write_results
 
 logger = logging.getLogger(__name__)
@@ -18,6 +20,9 @@ logger = logging.getLogger(__name__)
 
 class OutputMixin(TrainerBase):
     """What leaves the trainer: logs, metrics, models, checkpoints."""
+
+    _figures: Figures | None = None
+    _tokens_shared: int = 0  # of the tokens counted, those that all processes know of
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the epoch to ``logs``, append them with the step to the history, tell the callbacks."""
@@ -33,6 +38,19 @@ class OutputMixin(TrainerBase):
                     logs["train_tokens_per_second"] = round(speed, 3)
         self.state.log_history.append({**logs, "step": self.state.global_step})
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
+
+    def profile(self, steps: int = 10, wait: int = 10, folder: str | Path | None = None) -> None:
+        """Let the next ``train`` record ``steps`` steps after ``wait`` steps with ``torch.profiler``.
+
+        Training goes on afterwards as ever; see ``ProfilerCallback`` for what is written, and where.
+
+        Raises:
+            ValueError: if ``steps`` is less than 1 or ``wait`` less than 0.
+        """
+        from trainer.profiling import ProfilerCallback
+
+        callback = ProfilerCallback(steps, wait, folder)
+        callback.once(self.callback_handler)
 
     def metrics_format(self, metrics: dict[str, float]) -> dict[str, Any]:
         """Return metrics as they are shown."""
@@ -51,8 +69,11 @@ class OutputMixin(TrainerBase):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write weights, configuration, processor and ``training_args.json``.
 
-        Checkpoints are written through this method, too, with ``_internal_call=True``.
+        Checkpoints are written through this method, too, with ``_internal_call=True``. Of several
+        processes only those write that ``args.should_save`` names; all may call it.
         """
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         self._write_model(folder)
@@ -60,8 +81,18 @@ class OutputMixin(TrainerBase):
             (folder / "training_args.json").write_text(self.args.to_json_string())
 
     def store_flos(self) -> None:
-        """Add the operations counted since the last call to ``state.total_flos``."""
-        self.state.total_flos += self.current_flos
+        """Add the operations counted since the last call to ``state.total_flos``.
+
+        With several processes all must call it: they are added up, and so are the input tokens seen.
+        """
+        ranks = self._ranks
+        if not ranks.many:
+            self.state.total_flos += self.current_flos
+        else:
+            counts = [self.current_flos, self._tokens.total - self._tokens_shared]
+            operations, tokens = agree.total(ranks, counts).tolist()
+            self.state.total_flos += operations
+            self._tokens.total = self._tokens_shared = self._tokens_shared + int(tokens)
         self.current_flos = 0.0
 
     def save_state(self) -> None:
@@ -85,7 +116,7 @@ class OutputMixin(TrainerBase):
                     kept.copy_(buffer)
 
     def _make_writer(self) -> BackgroundWriter | None:
-        if not self.args.async_save:
+        if not self.args.async_save or not self.args.should_save:
             return None
         if type(self).save_model is not OutputMixin.save_model:
             logger.warning(

@@ -144,6 +144,7 @@ SAMPLES = {
     "async_save": ("", True),
     "checkpoint_format": ("hf", "hf"),
     "log_digest_steps": ("100", 100),
+    "log_figures": ("", True),
 }
 
 # What the peer cannot set, or sets to something else than asked for.
@@ -193,6 +194,7 @@ def test_there_is_a_sample_for_every_field():
     assert set(SAMPLES) == {field.name for field in dataclasses.fields(Seq2SeqTrainingArguments)}
 
 
+@pytest.mark.row(25, 208)
 @pytest.mark.parametrize("dashed", [False, True], ids=["underscores", "dashes"])
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_field_can_be_set(parser, name, dashed):
@@ -221,6 +223,7 @@ def test_what_the_peer_can_set_has_the_same_value(parser, peer, name):
     assert getattr(ours, name) == getattr(theirs, name)
 
 
+@pytest.mark.row(208)
 @pytest.mark.parametrize("name", sorted(PEER_CANNOT))
 def test_what_the_peer_cannot_set(peer, name):
     words, expected = SAMPLES[name]
@@ -235,6 +238,7 @@ def test_what_the_peer_cannot_set(peer, name):
     assert getattr(theirs, name) != expected
 
 
+@pytest.mark.row(25)
 def test_every_field_parses_from_dict_and_json(parser, tmp_path):
     path = tmp_path / "arguments.json"
     for name, (_, expected) in SAMPLES.items():

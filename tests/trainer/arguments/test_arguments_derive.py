@@ -24,6 +24,7 @@ def after(**given):
     }
 
 
+@pytest.mark.row(21, 57)
 @pytest.mark.parametrize(
     ("given", "changed"),
     [
@@ -86,6 +87,7 @@ def test_changes_of_construction(given, changed):
     assert after(**given) == changed
 
 
+@pytest.mark.row(88)
 def test_plateau_tracks_the_loss():
     args = TrainingArguments(lr_scheduler_type="reduce_lr_on_plateau", eval_strategy="epoch")
     assert (args.metric_for_best_model, args.greater_is_better) == ("loss", False)
@@ -101,6 +103,7 @@ def test_output_dir_must_be_a_path():
         TrainingArguments(output_dir=3)
 
 
+@pytest.mark.row(40)
 def test_former_names_warn_and_are_moved(caplog):
     args = TrainingArguments(warmup_ratio=0.1, warmup_steps=5, logging_dir="logs")
     assert (args.warmup_steps, args.warmup_ratio) == (0.1, None)

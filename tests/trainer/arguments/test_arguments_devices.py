@@ -40,6 +40,7 @@ def pretend(args, *, kind="NO", processes=1, rank=0, local=0, n_gpu=0, device=CP
     return args
 
 
+@pytest.mark.row(141, 146)
 def test_one_process_on_the_cpu():
     args = TrainingArguments(use_cpu=True, per_device_train_batch_size=3)
     assert "_device_cache" not in vars(args)
@@ -78,6 +79,7 @@ def test_parallel_mode_of_a_launcher(kind, mode):
     assert pretend(TrainingArguments(), kind=kind, n_gpu=1).parallel_mode is mode
 
 
+@pytest.mark.row(92, 103)
 @pytest.mark.parametrize(
     ("rank", "local", "on_each_node", "expected"),
     [(0, 0, True, True), (2, 0, True, True), (2, 0, False, False), (1, 1, True, False)],
@@ -89,6 +91,7 @@ def test_who_logs_and_saves(rank, local, on_each_node, expected):
     assert args.should_save is expected
 
 
+@pytest.mark.row(102, 104)
 def test_log_level_of_main_and_other_processes():
     args = TrainingArguments(log_level="info", log_level_replica="error")
     assert pretend(args, rank=0).get_process_log_level() == logging.INFO
@@ -96,6 +99,7 @@ def test_log_level_of_main_and_other_processes():
     assert pretend(TrainingArguments(log_level="detail")).get_process_log_level() == logging.DEBUG
 
 
+@pytest.mark.row(101)
 def test_passive_keeps_the_level_of_the_library():
     args = pretend(TrainingArguments())
     logger = logging.getLogger("trainer")
@@ -106,6 +110,7 @@ def test_passive_keeps_the_level_of_the_library():
         logger.setLevel(logging.NOTSET)
 
 
+@pytest.mark.row(40)
 @pytest.mark.parametrize(
     ("warmup", "steps"), [(0, 0), (3, 3), (3.7, 3), (0.25, 3), (0.3, 3), (1, 1)]
 )
@@ -113,6 +118,7 @@ def test_warmup_steps(warmup, steps):
     assert TrainingArguments(warmup_steps=warmup).get_warmup_steps(10) == steps
 
 
+@pytest.mark.row(178)
 @pytest.mark.parametrize(
     ("given", "variable", "expected"),
     [
@@ -132,6 +138,7 @@ def test_mixed_precision(given, variable, expected, monkeypatch):
 # ---- what the device can do ----------------------------------------------------------------------
 
 
+@pytest.mark.row(43, 47)
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -146,6 +153,7 @@ def test_what_the_cpu_cannot_do(given, message):
         check_hardware(args, CPU)
 
 
+@pytest.mark.row(43)
 def test_the_check_runs_when_the_device_is_asked_for():
     args = TrainingArguments(use_cpu=True, tf32=True)
     for _ in range(2):
@@ -164,6 +172,7 @@ def tf32_settings():
     torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
+@pytest.mark.row(47)
 @pytest.mark.parametrize("compiled", [False, True])
 def test_tf32(tf32_settings, compiled):
     before = tf32_settings()
@@ -222,6 +231,7 @@ def test_parallelism_is_built_with_the_device():
 # ---- main process first --------------------------------------------------------------------------
 
 
+@pytest.mark.row(145)
 @pytest.mark.parametrize(
     ("rank", "local_rank", "local", "order"),
     [
@@ -271,6 +281,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.row(145, 146)
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "whatever-there-is"])
 def test_two_processes(tmp_path, device):

@@ -17,6 +17,7 @@ OURS = {
     "async_save": False,
     "checkpoint_format": "safe",
     "log_digest_steps": 0,
+    "log_figures": False,
 }
 
 
@@ -47,6 +48,7 @@ def test_extensions_and_their_defaults():
     assert {name: getattr(args, name) for name in OURS} == OURS
 
 
+@pytest.mark.row(28)
 @pytest.mark.parametrize("name", ["TrainingArguments", "Seq2SeqTrainingArguments"])
 def test_names_and_declared_defaults_are_those_of_the_peer(peer, name):
     theirs = {field.name: field for field in dataclasses.fields(getattr(peer, name))}
@@ -57,6 +59,7 @@ def test_names_and_declared_defaults_are_those_of_the_peer(peer, name):
         assert plain(ours[key].default) == plain(field.default), key
 
 
+@pytest.mark.row(75)
 @pytest.mark.parametrize(
     "given",
     [

@@ -38,6 +38,7 @@ RICH = {
 }
 
 
+@pytest.mark.row(27)
 def test_dict_holds_plain_values():
     values = TrainingArguments(**RICH).to_dict()
     assert values["eval_strategy"] == "steps"
@@ -62,6 +63,7 @@ def test_dict_is_that_of_the_peer():
     assert {key: ours[key] for key in theirs} == theirs
 
 
+@pytest.mark.row(27)
 @pytest.mark.parametrize("given", [{}, RICH], ids=["default", "rich"])
 def test_round_trip_through_dict_and_json(given):
     args = TrainingArguments(**given)
@@ -76,6 +78,7 @@ def test_a_placeholder_is_no_token():
     assert TrainingArguments(**args.to_dict()).hub_token is None
 
 
+@pytest.mark.row(206)
 def test_no_secret_is_shown():
     args = WithSecrets(
         "out", hub_token=TOKEN, other_token=TOKEN, service_api_key=TOKEN, use_cpu=True
@@ -99,6 +102,7 @@ def test_a_repr_of_the_user_is_kept():
     assert repr(Mine()) == "short"
 
 
+@pytest.mark.row(27)
 def test_sanitized_dict_has_scalars_and_text_only():
     values = TrainingArguments(per_device_train_batch_size=4, use_cpu=True).to_sanitized_dict()
     assert values["train_batch_size"] == 4

@@ -122,6 +122,7 @@ def values(args):
     return {field.name: getattr(args, field.name) for field in dataclasses.fields(args)}
 
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize("name", SETTERS)
 def test_sets_exactly_its_fields_and_returns_self(name):
     fields, given, besides = SETTERS[name]
@@ -133,6 +134,7 @@ def test_sets_exactly_its_fields_and_returns_self(name):
     assert values(args) == before | expected
 
 
+@pytest.mark.row(26)
 @pytest.mark.parametrize("name", [name for name in SETTERS if name != "set_push_to_hub"])
 def test_left_out_parameters_are_the_defaults_of_the_fields(name):
     fields, _, besides = SETTERS[name]
@@ -166,6 +168,7 @@ def test_names_become_enum_members():
     assert args.optim is OptimizerNames.SGD
 
 
+@pytest.mark.row(209)
 @pytest.mark.parametrize("report_to", [None, "none", [], ["none"]])
 def test_logging_normalises_trackers(report_to):
     assert TrainingArguments().set_logging(report_to=report_to).report_to == []

@@ -84,6 +84,7 @@ ERRORS = [
 ]
 
 
+@pytest.mark.row(24, 41, 46, 57, 87, 207)
 @pytest.mark.parametrize(("given", "message"), ERRORS, ids=lambda value: str(value)[:60])
 def test_error(given, message):
     with pytest.raises(ValueError, match=message):
@@ -111,6 +112,7 @@ def test_these_are_fine(given):
     TrainingArguments(**given)
 
 
+@pytest.mark.row(59)
 def test_class_as_accelerator_config():
     with pytest.raises(NotImplementedError, match=r"got the class AcceleratorConfig; pass Accel"):
         TrainingArguments(accelerator_config=AcceleratorConfig)

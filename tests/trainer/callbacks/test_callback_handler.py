@@ -61,6 +61,7 @@ def make_handler(*callbacks: Any) -> CallbackHandler:
 TRACE_ARGS = {"logging_steps": 1, "eval_strategy": "steps", "eval_steps": 2, "save_steps": 2}
 
 
+@pytest.mark.row(115)
 def test_events_of_a_training_come_in_the_documented_order(make_args: Any, run_loop: Any) -> None:
     seen = recorder(TrainerCallback)
     handler = make_handler(seen)
@@ -136,6 +137,7 @@ RESETS = {
 }
 
 
+@pytest.mark.row(116)
 @pytest.mark.parametrize("event", EVENTS)
 def test_an_event_resets_its_switches_before_the_callbacks_run(event: str) -> None:
     at_call: list[dict[str, bool]] = []
@@ -259,6 +261,7 @@ def test_events_of_your_own_reach_those_that_have_them() -> None:
     assert own.text == "hi"
 
 
+@pytest.mark.row(201)
 def test_callbacks_share_a_copy_of_the_logs() -> None:
     class Change(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kw: Any) -> None:
@@ -272,6 +275,7 @@ def test_callbacks_share_a_copy_of_the_logs() -> None:
     assert seen.kwargs["logs"] == {"loss": 0.5, "perplexity": 2.0}
 
 
+@pytest.mark.row(117)
 def test_add_pop_and_remove_take_classes_and_objects() -> None:
     stop = EarlyStoppingCallback(3)
     handler = make_handler(stop, PrinterCallback)
@@ -292,6 +296,7 @@ def test_add_pop_and_remove_take_classes_and_objects() -> None:
         handler.remove_callback(stop)
 
 
+@pytest.mark.row(117)
 def test_a_second_callback_of_a_class_is_added_with_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -302,6 +307,7 @@ def test_a_second_callback_of_a_class_is_added_with_a_warning(
     assert "a PrinterCallback is added although there is one already" in caplog.text
 
 
+@pytest.mark.row(119)
 def test_no_default_flow_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     CallbackHandler([PrinterCallback], None, None, None, None)
     assert "no DefaultFlowCallback among the callbacks (PrinterCallback)" in caplog.text

@@ -30,6 +30,7 @@ def test_it_is_the_default_callback() -> None:
     assert [DefaultFlowCallback] == DEFAULT_CALLBACKS
 
 
+@pytest.mark.row(119)
 def test_every_combination_agrees_with_transformers(make_args: Any) -> None:
     peer = pytest.importorskip("transformers.trainer_callback")
     grid = itertools.product(

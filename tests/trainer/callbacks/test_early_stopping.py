@@ -43,6 +43,7 @@ def counters(callback: Any, args: Any, state: Any, control: Any, values: Any) ->
     return seen
 
 
+@pytest.mark.row(118)
 def test_it_stops_at_the_second_evaluation_without_improvement(stop_args: Any) -> None:
     seen = counters(
         EarlyStoppingCallback(2),
@@ -90,6 +91,7 @@ def test_no_threshold_may_be_none(stop_args: Any) -> None:
     assert [count for count, _ in seen] == [0, 0, 1]
 
 
+@pytest.mark.row(118)
 @pytest.mark.parametrize(
     ("change", "text"),
     [

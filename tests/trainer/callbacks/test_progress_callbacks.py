@@ -70,6 +70,7 @@ def test_records_are_made_readable() -> None:
     assert record["total_flos"] == 1e9
 
 
+@pytest.mark.row(105)
 def test_bars_of_a_training(make_args: Any, run_loop: Any) -> None:
     progress = Recording()
     handler = CallbackHandler([DefaultFlowCallback, progress], None, None, None, None)
@@ -143,6 +144,7 @@ def test_tqdm_draws_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
     assert "2/2" in shown.err
 
 
+@pytest.mark.row(105, 201)
 def test_the_printer_prints_and_leaves_the_record(capsys: pytest.CaptureFixture[str]) -> None:
     record = {"loss": 0.123456, "total_flos": 3.0}
     PrinterCallback().on_log(None, TrainerState(), TrainerControl(), logs=record)

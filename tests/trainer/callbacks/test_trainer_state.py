@@ -141,6 +141,7 @@ def test_states_are_exported_at_construction() -> None:
         TrainerState(stateful_callbacks=[TrainerCallback()])  # type: ignore[arg-type]
 
 
+@pytest.mark.row(99)
 @pytest.mark.parametrize("steps", [None, 0.25, 0.07, 0.5, 1, 3, 500, 0])
 @pytest.mark.parametrize("max_steps", [1, 10, 100])
 def test_intervals_agree_with_transformers(steps: float | None, max_steps: int) -> None:

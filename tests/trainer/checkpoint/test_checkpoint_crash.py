@@ -82,6 +82,7 @@ def calls(root: Path, action: Callable[[Path], None], disk) -> list[str]:
     return [name for name, _ in disk.log]
 
 
+@pytest.mark.row(191)
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("action", [first, rotated, replaced, recovered])
 def test_a_complete_checkpoint_remains_wherever_it_stops(tmp_path, disk, killed, action, mode):
@@ -220,6 +221,7 @@ print(sorted(p.name for p in root.iterdir()) == [f"checkpoint-{reached + 1}"], r
 """
 
 
+@pytest.mark.row(191)
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_sigkill_at_random_moments(tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}

@@ -165,6 +165,7 @@ def test_only_the_model(tmp_path, make):
     assert loaded.manifest.leaves == {}
 
 
+@pytest.mark.row(81)
 def test_no_file_is_a_pickle(tmp_path, make):
     path = save(tmp_path, 3, make.contents(make.state()))
     for file in path.rglob("*"):

@@ -25,6 +25,7 @@ def unchanged():
     host_rng.restore(before)
 
 
+@pytest.mark.row(95)
 @pytest.mark.parametrize("drawn", [0, 1, 700])
 def test_draws_continue_as_if_nothing_happened(drawn):
     random.seed(1)

@@ -19,6 +19,7 @@ class Table:
         return Table(*(name for name in self.column_names if name not in names))
 
 
+@pytest.mark.row(53)
 def test_columns_that_are_not_used_are_dropped_and_named(caplog: pytest.LogCaptureFixture) -> None:
     table = Table("text", "input_ids", "label", "labels", "label_ids", "id")
     with caplog.at_level(logging.INFO, logger="trainer"):
@@ -29,6 +30,7 @@ def test_columns_that_are_not_used_are_dropped_and_named(caplog: pytest.LogCaptu
     assert keep_columns(kept, ["input_ids"], "training") is kept
 
 
+@pytest.mark.row(53)
 def test_a_table_of_which_nothing_is_left_is_refused() -> None:
     with pytest.raises(
         ValueError,

@@ -129,7 +129,7 @@ def test_what_an_epoch_left_over_does_not_turn_up_in_the_next(
         assert len(list(islice(ours(epoch, 0), 2))) == 2
     third = list(ours(2, 0))
     state = kept(ours, 2)
-    expected = {i for i in range(22)} if make is not Epochs else {200 + i for i in range(22)}
+    expected = set(range(22)) if make is not Epochs else {200 + i for i in range(22)}
     assert {i for batch in numbers(third) for i in batch} == expected
 
     short = feed(tmp_path, make(), **workers)
@@ -175,7 +175,9 @@ def test_another_number_of_workers(tmp_path: Path) -> None:
         list(islice(first(0, 0), 3))
         again = feed(tmp_path, make(), dataloader_num_workers=3)
         again.load(kept(first, 0))
-        with pytest.raises(ValueError, match=r"with dataloader_num_workers=2, among .* with 3\. Set"):
+        with pytest.raises(
+            ValueError, match=r"with dataloader_num_workers=2, among .* with 3\. Set"
+        ):
             next(again(0, 3))
 
 

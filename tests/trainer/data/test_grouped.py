@@ -10,6 +10,7 @@ from trainer.data.grouped import LengthGrouped
 LENGTHS = [(7 * i * i + 3 * i) % 23 for i in range(101)]
 
 
+@pytest.mark.row(51)
 @pytest.mark.parametrize(("n", "batch_size"), [(1, 4), (7, 8), (101, 4), (3000, 3)])
 def test_length_grouped_is_upstreams_algorithm(n: int, batch_size: int) -> None:
     utils = pytest.importorskip("transformers.trainer_pt_utils")

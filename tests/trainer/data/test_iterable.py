@@ -12,12 +12,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from support.shell import flat
 from support.streams import (
     KINDS,
-    N,
     Divided,
     DividedSaved,
     Epochs,
+    N,
     Numbers,
     Saved,
     Sized,
@@ -99,7 +100,7 @@ def test_samples_and_batches_are_functions_of_seed_epoch_and_number(tmp_path: Pa
     assert list(ours(0, 0)) == first
     assert list(feed(tmp_path, Numbers(), data_seed=42)(0, 0)) == first
     others = [list(ours(1, 0)), list(feed(tmp_path, Numbers(), data_seed=1)(0, 0))]
-    noises = [{*sum((b[1] for b in one), []), *(b[2] for b in one)} for one in (first, *others)]
+    noises = [{*flat(b[1] for b in one), *(b[2] for b in one)} for one in (first, *others)]
     assert [len(noise) for noise in noises] == [N + len(CHUNKS)] * 3
     assert not noises[0] & noises[1] | noises[0] & noises[2] | noises[1] & noises[2]
 
@@ -128,7 +129,7 @@ def test_what_is_shuffled_before_the_first_sample_is_shuffled_alike_in_all_worke
             random.shuffle(order)
             yield from (self.give(order[i]) for i in self.mine())
 
-    seen = sum(numbers(batches(Shuffling(), workers=2)), [])
+    seen = flat(numbers(batches(Shuffling(), workers=2)))
     assert sorted(seen) == list(range(N))
     assert seen != list(range(N))
 
@@ -148,8 +149,9 @@ def test_workers_take_turns_in_data_that_are_the_same_for_all(
         assert batches(kind(), workers=workers) == alone
         told = [record.message for record in caplog.records]
         assert len(told) == (workers > 1)
-    assert "gives all 3 workers the same samples. Each reads all of them and keeps one batch" in (
-        told[0]
+    assert (
+        "gives all 3 workers the same samples. Each reads all of them and keeps one batch"
+        in (told[0])
     )
 
 
@@ -161,7 +163,7 @@ def test_data_that_divide_themselves_come_as_from_torchs_loader(
         theirs = DataLoader(kind(), 3, collate_fn=noisy, num_workers=workers)
         ours = numbers(batches(kind(), workers=workers))
         assert ours == numbers(theirs)
-        assert sorted(sum(ours, [])) == list(range(N))
+        assert sorted(flat(ours)) == list(range(N))
     assert not caplog.records
 
 
@@ -195,6 +197,19 @@ def test_asking_late_is_an_error(in_worker: Any) -> None:
         list(Stream(Late(), 3, seed=7))
 
 
+def test_collators_may_ask_too() -> None:
+    """They run in the same process, between the samples."""
+
+    def asking(rows: list[Any]) -> Any:
+        info: Any = get_worker_info()
+        return (*noisy(rows), info.id)
+
+    loader = StreamLoader(Stream(Numbers(), 3, seed=7), asking, num_workers=2)
+    read = list(loader)
+    assert numbers(read) == CHUNKS
+    assert [batch[-1] for batch in read] == [0, 1] * 4
+
+
 def test_what_a_dataset_learns_of_its_worker(in_worker: Any) -> None:
     seen = []
 
@@ -218,7 +233,9 @@ def test_the_place_of_a_single_reader_is_not_one_of_divided_data(in_worker: Any)
             in_worker(worker, 2)
             stream = Stream(kind(), 3, seed=7)
             stream.start = place
-            with pytest.raises(ValueError, match=r"written with a single reader .* among 2 workers"):
+            with pytest.raises(
+                ValueError, match=r"written with a single reader .* among 2 workers"
+            ):
                 list(stream)
 
 
@@ -290,7 +307,7 @@ def test_data_that_ranks_divide_themselves_are_not_cut_again() -> None:
     assert numbers(stream) == CHUNKS
     other = batches(OfRank(), rank=0, world_size=2)
     assert stream[0][1][0] == other[0][1][0]  # what precedes the first sample is alike
-    assert not {*sum((b[1] for b in stream), [])[1:]} & {*sum((b[1] for b in other), [])}
+    assert not {*flat(b[1] for b in stream)[1:]} & {*flat(b[1] for b in other)}
 
 
 # ---- datasets
@@ -332,7 +349,7 @@ def test_a_streaming_dataset_goes_on_exactly(
 
     whole = made()
     first, second = listed(whole(0, 0)), listed(whole(1, 0))
-    assert sorted(sum(first, [])) == sorted(sum(second, [])) == list(range(N))
+    assert sorted(flat(first)) == sorted(flat(second)) == list(range(N))
     assert (first != second) is shuffled
     for epoch, expected in enumerate((first, second)):
         for done in (0, 2, 5, len(expected)):

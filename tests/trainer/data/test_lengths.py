@@ -63,6 +63,7 @@ class Endless:
         return {"input_ids": TOKENS[index % 4]}
 
 
+@pytest.mark.row(197)
 def test_the_end_comes_from_len_and_not_from_an_index_error() -> None:
     dataset = Endless()
     assert sample_lengths(dataset) == LENGTHS
@@ -75,6 +76,7 @@ def test_upstream_does_not_stop_at_len() -> None:
         utils.LengthGroupedSampler(2, dataset=Endless())
 
 
+@pytest.mark.row(52)
 def test_the_length_column_is_read_and_nothing_else() -> None:
     data = Columns({"image": [None] * 4, "input_ids": TOKENS, "length": [5, 6, 7, 8]})
     assert sample_lengths(data) == [5, 6, 7, 8]
@@ -83,6 +85,7 @@ def test_the_length_column_is_read_and_nothing_else() -> None:
     assert sample_lengths(data, length_column="n") == [9, 8, 7, 6]
 
 
+@pytest.mark.row(52)
 def test_without_a_length_column_only_the_model_input_is_decoded() -> None:
     data = Columns({"image": [None] * 4, "input_ids": TOKENS})
     assert sample_lengths(data) == LENGTHS

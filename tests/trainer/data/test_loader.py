@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDataset
 
 from support.shell import Stream, make_args, samples
 from trainer.data.collators import (
@@ -48,6 +48,7 @@ def loader(folder: Path, dataset: Any = None, **changes: Any) -> Any:
     return make_loader(dataset, noisy_collate, args, batch_size=args.train_batch_size, order=order)
 
 
+@pytest.mark.row(48)
 def test_the_default_order_is_that_of_a_generator_seeded_with_seed_and_epoch(
     tmp_path: Path,
 ) -> None:
@@ -101,6 +102,7 @@ def test_loading_leaves_the_generators_alone(tmp_path: Path) -> None:
     assert np.random.get_state()[1].tolist() == before[2]  # noqa: NPY002
 
 
+@pytest.mark.row(58, 198)
 @pytest.mark.parametrize(("drop", "sizes"), [(False, [4, 4, 2]), (True, [4, 4])])
 def test_a_last_batch_that_is_not_full(drop: bool, sizes: list[int], tmp_path: Path) -> None:
     for dataset in (Noisy(), Stream(samples(10))):
@@ -110,6 +112,7 @@ def test_a_last_batch_that_is_not_full(drop: bool, sizes: list[int], tmp_path: P
         assert [len(batch) - 1 for batch in batches_from(batches, 0, 0)] == sizes
 
 
+@pytest.mark.row(57)
 def test_worker_settings_reach_the_loader(tmp_path: Path) -> None:
     made = loader(
         tmp_path,

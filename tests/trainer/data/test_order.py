@@ -145,6 +145,7 @@ def test_permutation_is_the_order_of_accelerate() -> None:
         assert Permutation(57, 11).indices(epoch, 0, 57).tolist() == list(sampler)
 
 
+@pytest.mark.row(48)
 @pytest.mark.parametrize("data_seed", [None, 5])
 def test_permutation_is_the_order_of_the_hugging_face_trainer(
     data_seed: int | None, tmp_path: object, monkeypatch: pytest.MonkeyPatch

@@ -38,7 +38,7 @@ def test_depth_is_checked() -> None:
         Prefetch(torch.device("cpu"), depth=0)
 
 
-def batch(i: int, size: int = 1) -> Any:
+def batch(i: int, size: int = 1 << 17) -> Any:
     x = torch.full((size,), i)
     return {"x": x.pin_memory(), "more": [Pair(x + 1, "text"), (x + 2,)]}
 
@@ -55,8 +55,16 @@ def test_batches_arrive_in_order_on_the_device(depth: int, count: int) -> None:
         pair, (last,) = one["more"]
         tensors = [one["x"], pair.first, last]
         assert all(tensor.device == device for tensor in tensors)
-        assert [tensor.item() for tensor in tensors] == [i, i + 1, i + 2]
+        assert [tensor[0].item() for tensor in tensors] == [i, i + 1, i + 2]
         assert pair.second == "text"
+
+
+@gpu
+@pytest.mark.gpu
+def test_small_batches_come_as_they_are() -> None:
+    given = [batch(i, 4) for i in range(3)]
+    moved = list(Prefetch(torch.device("cuda"))(given))
+    assert all(one is other for one, other in zip(moved, given, strict=True))
 
 
 @gpu

@@ -266,5 +266,3 @@ def test_everything_survives_pickling() -> None:
     assert samples.place == dataset.__getitems__([(0, 1)]).place
     keys = next(iter(GlobalBatchSampler(Permutation(N, 1), 4, start_batch=2)))
     assert pickle.loads(pickle.dumps(keys)).position == keys.position == 8
-
-

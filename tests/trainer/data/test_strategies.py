@@ -6,9 +6,10 @@ import pytest
 
 from trainer.data.grouped import LengthGrouped
 from trainer.data.order import Feistel, Permutation, Sequential
-from trainer.data.strategies import STRATEGIES, for_strategy
+from trainer.data.strategies import for_strategy
 
 
+@pytest.mark.row(51)
 def test_each_strategy_gives_its_order() -> None:
     assert for_strategy("random", 9, seed=1) == Permutation(9, 1)
     assert for_strategy("sequential", 9, seed=1) == Sequential(9)

@@ -115,6 +115,7 @@ def test_a_slice_does_not_keep_all_of_its_tensor() -> None:
     assert not kept._parts[1][1].requires_grad
 
 
+@pytest.mark.row(73)
 def test_device_tensors_are_let_go_after_so_many_batches() -> None:
     kept = Collected("logits", every=2)
     for _ in range(5):

@@ -41,6 +41,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+@pytest.mark.row(45, 204)
 @pytest.mark.parametrize("flag", TYPES)
 def test_weights_are_cast_for_the_evaluation_and_put_back(flag: str, tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, scored("mlp", Typed), **{flag: True})
@@ -72,6 +73,7 @@ def test_results_are_those_of_a_model_in_half_precision(tmp_path: Path) -> None:
     assert (wanted.float() != scored("mlp")(x.float())["logits"]).any()
 
 
+@pytest.mark.row(204)
 def test_training_before_and_after_is_not_changed(tmp_path: Path) -> None:
     digests = []
     for changes in ({}, {"bf16_full_eval": True}):
@@ -86,6 +88,7 @@ def test_training_before_and_after_is_not_changed(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
+@pytest.mark.row(45)
 def test_evaluations_during_training_keep_their_type(tmp_path: Path) -> None:
     trainer = make_trainer(
         tmp_path, scored("mlp", Typed), bf16_full_eval=True, eval_strategy="epoch"

@@ -37,6 +37,7 @@ class Kinds(nn.Module):
         self.frozen = nn.Parameter(torch.zeros(2), requires_grad=False)
 
 
+@pytest.mark.row(17)
 def test_biases_and_norms_are_not_decayed() -> None:
     decayed = ["bare", "frozen", "embed.weight", "bn.weight", "normal.weight"]
     assert decay_parameter_names(Kinds()) == decayed
@@ -137,6 +138,7 @@ def test_own_optimizer_and_scheduler_resume_with_the_same_bits(name: str, tmp_pa
     assert ts.digest(resumed.train_state) == ts.digest(whole.train_state)
 
 
+@pytest.mark.row(42)
 def test_the_default_optimizer_can_be_looked_at(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, scored(), max_steps=4, warmup_steps=2, weight_decay=0.1)
     with pytest.raises(ValueError, match="the optimizer does not exist yet"):

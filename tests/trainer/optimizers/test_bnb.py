@@ -35,6 +35,7 @@ class Manager:
         self.overrides.append(override)
 
 
+@pytest.mark.row(33)
 @pytest.mark.parametrize(
     ("name", "bits"), [("adamw_8bit", 8), ("paged_lion_8bit", 8), ("lion_32bit", 32), ("sgd", None)]
 )

@@ -86,6 +86,7 @@ def test_a_malformed_expression_is_refused() -> None:
         target_names(Nested(), "*attn", "galore_adamw")
 
 
+@pytest.mark.row(31)
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
@@ -121,6 +122,7 @@ def test_targets_that_match_nothing_are_refused(
         trainer.train()
 
 
+@pytest.mark.row(31)
 def test_targets_are_a_group_with_its_settings(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -144,6 +146,7 @@ def test_targets_are_a_group_with_its_settings(
     assert "weight_decay is not applied" in caplog.text
 
 
+@pytest.mark.row(32)
 @pytest.mark.parametrize("name", ["galore_adamw_layerwise", "apollo_adamw_layerwise"])
 def test_layerwise_updates_need_every_gradient_to_be_the_update_s(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -51,6 +51,7 @@ def comparable(kwargs: dict[str, Any]) -> dict[str, Any]:
     return kwargs
 
 
+@pytest.mark.row(29)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_resolves_as_upstream(name: str, tmp_path: Path, theirs: Any) -> None:
     model = scored()
@@ -71,6 +72,7 @@ def test_every_name_resolves_as_upstream(name: str, tmp_path: Path, theirs: Any)
     assert comparable(kwargs) == comparable(expected) | FORGOTTEN.get(name, {})
 
 
+@pytest.mark.row(29)
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in NATIVE])
 def test_a_missing_package_is_named(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,6 +116,7 @@ def test_the_extras_that_messages_name_exist() -> None:
     assert {*named, "optimi", "liger", "hf"} <= extras.keys()
 
 
+@pytest.mark.row(30)
 @pytest.mark.parametrize(
     ("name", "text", "options"),
     [
@@ -137,6 +140,7 @@ def test_options_reach_the_class(
     assert {key: kwargs[key] for key in options} == options
 
 
+@pytest.mark.row(30)
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -41,6 +41,7 @@ def evaluating(folder: Path, **changes: Any) -> Any:
     return build(folder, eval_strategy="steps", eval_steps=2, **changes)
 
 
+@pytest.mark.row(34)
 def test_evaluation_uses_the_average_and_leaves_training_alone(tmp_path: Path) -> None:
     plain = build(tmp_path / "plain")
     plain.train()
@@ -71,6 +72,7 @@ def test_the_average_is_the_library_s(tmp_path: Path) -> None:
     assert ts.equal(trainer.evaluated[2], {n: t.detach() for n, t in model.state_dict().items()})
 
 
+@pytest.mark.row(34)
 @pytest.mark.parametrize("background", [False, True])
 def test_checkpoints_hold_the_weights_that_were_evaluated(background: bool, tmp_path: Path) -> None:
     trainer = evaluating(tmp_path, save_strategy="steps", save_steps=2, async_save=background)

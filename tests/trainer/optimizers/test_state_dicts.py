@@ -112,7 +112,7 @@ def test_other_groups_are_an_error() -> None:
 def test_another_optimizer_is_an_error() -> None:
     ours = Pure(MAKERS["adamw"])
     with pytest.raises(
-        ValueError, match="keeps momentum_buffer for a.bias, this one exp_avg, exp_avg_sq, step"
+        ValueError, match=r"keeps momentum_buffer for a\.bias, this one exp_avg, exp_avg_sq, step"
     ):
         from_state_dict(ours.adopted, saved_by(MAKERS["momentum"]), ours.state, 2)
 

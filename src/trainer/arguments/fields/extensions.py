@@ -51,3 +51,7 @@ class ExtensionFields:
     log_digest_steps: int = option(
         0, "Log a digest of the training state every so many steps; 0 logs none."
     )
+    log_figures: bool = option(
+        False,
+        "Add tokens/s, MFU, peak memory and the time spent waiting for data to every log record.",
+    )

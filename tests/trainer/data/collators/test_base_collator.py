@@ -45,6 +45,7 @@ def test_every_name_is_exported(name):
     assert getattr(collators, name) is not None
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize(
     "name", [n for n in NAMES if n not in ("DataCollatorMixin", "DataCollator")]
 )

@@ -35,6 +35,7 @@ ROWS = {
 }
 
 
+@pytest.mark.row(56)
 @pytest.mark.filterwarnings("ignore:Creating a tensor from a list:UserWarning")  # upstream does
 @pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS)
 @pytest.mark.parametrize("kind", ["pt", "np"])

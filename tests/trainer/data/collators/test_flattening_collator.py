@@ -19,6 +19,7 @@ ROWS = [
 LABELLED = [{**row, "labels": [-i for i in row["input_ids"]]} for row in ROWS]
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=3)), ids=str)
 @pytest.mark.parametrize("rows", [ROWS, LABELLED], ids=["inputs", "labels"])
 @pytest.mark.parametrize("kind", ["pt", "np"])

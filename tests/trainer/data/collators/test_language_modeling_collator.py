@@ -35,6 +35,7 @@ def rows_of(tokenizer, sentences, **options):
     return [dict(tokenizer(text, **options)) for text in sentences]
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize("multiple", [None, 8])
 @pytest.mark.parametrize(
     ("kind", "form"),
@@ -54,6 +55,7 @@ def test_causal_equal_to_upstream(hf, tokenizer, sentences, assert_same, kind, m
     assert (ours["labels"] == -100).any()
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize("options", PROBABILITIES, ids=str)
 @pytest.mark.parametrize("special", [False, True], ids=["asked", "given"])
 def test_masked_with_a_seed_equal_to_upstream(
@@ -212,6 +214,7 @@ def whole_words(collator_class, tokenizer, **options):
         return collator_class(tokenizer, **options)
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize("special", [False, True], ids=["asked", "given"])
 def test_whole_words_with_a_seed_equal_to_upstream(hf, tokenizer, assert_same, special):
     texts = ["the cat,sat on.", "a dog ran.far,", "mat,mat a . the", "the 's on.,"]

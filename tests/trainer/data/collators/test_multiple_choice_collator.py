@@ -17,6 +17,7 @@ def rows_of(tokenizer, label="labels"):
     return [{**tokenizer(list(pair)), label: i} for i, pair in enumerate(pairs)]
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize("label", ["label", "labels"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_equal_to_upstream(hf, tokenizer, assert_same, options, label):

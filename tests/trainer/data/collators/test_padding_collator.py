@@ -17,6 +17,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize("label", [None, "label", "label_ids", "labels"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_equal_to_upstream(hf, tokenizer, sentences, assert_same, options, label):

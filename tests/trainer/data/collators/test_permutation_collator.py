@@ -16,6 +16,7 @@ def rows_of(length=14, count=4):
     return [[2, *range(5, 5 + length - 2 - n), 3] for n in range(count)]
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("form", ["lists", "mappings", "tensors"])
 def test_from_the_default_generator_equal_to_upstream(hf, tokenizer, assert_same, options, form):

@@ -30,6 +30,7 @@ def rows_of(tokenizer, sentences, convert=list, name="labels"):
     return [{**row, name: convert(row["input_ids"][1:-1])} for row in rows]
 
 
+@pytest.mark.row(56)
 @pytest.mark.filterwarnings("ignore:Creating a tensor from a list:UserWarning")  # upstream does
 @pytest.mark.parametrize("convert", [list, np.array, torch.tensor], ids=["list", "array", "tensor"])
 @pytest.mark.parametrize("options", OPTIONS, ids=str)

@@ -32,6 +32,7 @@ def rows_of(convert=torch.tensor):
     ]
 
 
+@pytest.mark.row(56)
 def test_equal_to_upstream_where_upstream_can_be_made_to_run(hf, make_tokenizer, assert_same):
     """Upstream forgets its tokenizer, which is put back by hand, and inverts the attention mask."""
     tokenizer = make_tokenizer()

@@ -21,6 +21,7 @@ def rows_of(tokenizer, sentences, convert=list):
     return [{**row, "labels": convert([i % 3 for i in row["input_ids"]])} for row in rows]
 
 
+@pytest.mark.row(56)
 @pytest.mark.parametrize("convert", AS.values(), ids=AS)
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_tensors_equal_to_upstream(hf, tokenizer, sentences, assert_same, options, convert):

@@ -1,0 +1,119 @@
+"""Tensors added up over processes: as fast as the backend can, or in an order that is always the same.
+
+**The exact order.** Floating-point addition is not associative, so sums have the same bits only if they are
+added in the same order. Micro-batches are numbered over all processes; those with even numbers form one
+half of a binary tree, those with odd numbers the other, and so on down. With ``w`` processes, a power of
+two, number ``i`` is computed by process ``i % w``, whose numbers are a subtree; what is left is the top of
+the tree, over the bits of the rank: ``((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7))`` for eight.
+
+It is computed by recursive halving: processes whose ranks differ in the highest bit exchange halves of what
+they have and add, then those that differ in the next bit exchange quarters, down to the lowest, after
+which each holds a finished piece, and the pieces are gathered. Each process sends ``2 (w - 1) / w`` times
+the size of the gradients, as much as a ring all-reduce (Thakur, Rabenseifner and Gropp, 2005,
+"Optimization of Collective Communication Operations in MPICH").
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainer.distributed.ranks import Ranks
+
+BUCKET = 32 * 2**20
+"""Bytes that are sent at once; so much memory is needed besides the tensors, and as much to receive."""
+
+
+def mean_(tensors: Iterable[Tensor], ranks: Ranks) -> None:
+    """Replace tensors by their means over the processes."""
+
+    def reduce(flat: Tensor) -> None:
+        dist.all_reduce(flat)
+        flat.div_(ranks.size)
+
+    _apply(tensors, reduce)
+
+
+def broadcast_(tensors: Iterable[Tensor], source: int = 0) -> None:
+    """Replace tensors by those of one process."""
+    _apply(tensors, lambda flat: dist.broadcast(flat, src=source))
+
+
+def sum_in_tree_(tensors: Iterable[Tensor], ranks: Ranks) -> None:
+    """Replace floating-point tensors by their sums over the processes, in the exact order.
+
+    Where a process has nothing to add, it gives ``-0.0``, which changes no number it is added to.
+    """
+    _apply(tensors, lambda flat: _halving(flat, ranks))
+
+
+def check_power_of_two(size: int) -> None:
+    """Raise ValueError unless a tree over so many processes exists."""
+    if size & (size - 1):
+        raise ValueError(
+            f"exact_reduction adds gradients in a binary tree, which needs 1, 2, 4, 8, ... processes; got "
+            f"{size}. Launch a power of two, or set exact_reduction=False."
+        )
+
+
+def buckets(tensors: Iterable[Tensor], limit: int = BUCKET) -> Iterator[list[Tensor]]:
+    """Group tensors of one dtype and device, in an order that is the same on every process."""
+
+    def kind(tensor: Tensor) -> tuple[str, str]:
+        return str(tensor.dtype), tensor.device.type
+
+    for _, alike in groupby(sorted(tensors, key=kind), key=kind):
+        bucket: list[Tensor] = []
+        size = 0
+        for tensor in alike:
+            if bucket and size + tensor.nbytes > limit:
+                yield bucket
+                bucket, size = [], 0
+            bucket.append(tensor)
+            size += tensor.nbytes
+        yield bucket
+
+
+def _apply(tensors: Iterable[Tensor], act: Callable[[Tensor], None]) -> None:
+    """Let ``act`` change tensors in place, many of them at once as one flat tensor."""
+    with torch.no_grad():
+        for bucket in buckets(tensors):
+            flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+            act(flat)
+            _put_back(flat, bucket)
+
+
+def _put_back(flat: Tensor, bucket: Sequence[Tensor]) -> None:
+    parts = flat.split([tensor.numel() for tensor in bucket])
+    for tensor, part in zip(bucket, parts, strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
+def _halving(flat: Tensor, ranks: Ranks) -> None:
+    piece = -(-flat.numel() // ranks.size)
+    work = torch.nn.functional.pad(flat, (0, piece * ranks.size - flat.numel()))
+    received = torch.empty_like(work[: work.numel() // 2])
+    low, high, distance = 0, work.numel(), ranks.size // 2
+    while distance:
+        middle = (low + high) // 2
+        lower, upper = (low, middle), (middle, high)
+        keep, give = (upper, lower) if ranks.rank & distance else (lower, upper)
+        incoming = received[: middle - low]
+        _exchange(work[slice(*give)], incoming, ranks.rank ^ distance)
+        work[slice(*keep)] += incoming
+        (low, high), distance = keep, distance // 2
+    # Halves were kept by the bits of the rank, from the highest: the pieces lie in the order of the ranks.
+    pieces = list(work.split(piece))
+    dist.all_gather(pieces, work[low:high].clone())
+    flat.copy_(work[: flat.numel()])
+
+
+def _exchange(outgoing: Tensor, incoming: Tensor, partner: int) -> None:
+    operations = [
+        dist.P2POp(dist.isend, outgoing, partner),
+        dist.P2POp(dist.irecv, incoming, partner),
+    ]
+    for work in dist.batch_isend_irecv(operations):
+        work.wait()
