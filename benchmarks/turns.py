@@ -114,11 +114,11 @@ def table(times: Times, titles: Mapping[str, str], base: str, extra: Any = None)
     """
     heading = ["", "ms a step (median)", "min to max", f"of {titles[base]}"]
     heading += [extra[0]] if extra else []
-    lines = [" | ".join(heading), "|".join(["---"] * len(heading))]
+    rows = [heading, ["---"] * len(heading)]
     for name, values in times.items():
         middle = statistics.median(values)
         cells = [titles[name], f"{middle:.3f}", f"{min(values):.3f} to {max(values):.3f}"]
         cells.append(f"{ratio(values, times[base]):.3f}" if base in times else "")
         cells += [extra[1](middle)] if extra else []
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
+        rows.append(cells)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

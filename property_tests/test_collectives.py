@@ -21,7 +21,9 @@ ODD = torch.tensor([0.0, -0.0, float("inf"), 1e-40, -1e30, 1e30, 3.0, 1e-8])
 def numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
     """Return numbers of very different sizes, so that the order of additions shows."""
     draws = torch.Generator().manual_seed(seed)
-    values = torch.randn(shape, generator=draws) * 10.0 ** torch.randint(-6, 6, shape, generator=draws)
+    values = torch.randn(shape, generator=draws) * 10.0 ** torch.randint(
+        -6, 6, shape, generator=draws
+    )
     odd = ODD[torch.randint(len(ODD), shape, generator=draws)]
     return torch.where(torch.rand(shape, generator=draws) < 0.2, odd, values).to(dtype)
 
@@ -85,7 +87,9 @@ def test_tiled_gathers_join_along_an_axis(ranks: int, seed: int, axis: int) -> N
         assert ts.equal(found, torch.stack(parts, dim=axis))
 
 
-@given(ranks=st.integers(1, 7), values=st.lists(st.integers(-(2**40), 2**40), min_size=7, max_size=7))
+@given(
+    ranks=st.integers(1, 7), values=st.lists(st.integers(-(2**40), 2**40), min_size=7, max_size=7)
+)
 def test_sums_of_integers_are_exact_and_means_are_theirs(ranks: int, values: list[int]) -> None:
     def both(rank: int) -> tuple[Any, Any]:
         tree = {"i": values[rank], "b": rank % 2 == 0, "t": torch.tensor([values[rank], rank])}

@@ -99,7 +99,7 @@ class ProfilerCallback(TrainerCallback):
         self._drop()
         self._over = True
         handler, self._handler = self._handler, None
-        if handler is not None:
+        if handler is not None and self in handler.callbacks:
             handler.callbacks.remove(self)
 
     def _end_early(self, args: Any) -> None:

@@ -219,6 +219,8 @@ class Trainer(
             if self._run is not None:
                 self._train_state, self._run = self._run.state, None
             self._sync_buffers()
+            for parameter in self.model.parameters():
+                parameter.grad = None  # those that were recorded would keep their graph's memory
 
     def _train_from(self, found: Loaded | None, ignore_keys: list[str] | None) -> TrainOutput:
         if not self.args.auto_find_batch_size:

@@ -37,7 +37,7 @@ def psum(tree: Any, group: Group = None) -> Any:
 
     Returns:
         The tree of sums, the same on every rank. Of ``Sums``: grads, total, weight and aux are added up, in
-        units of 1; buffers and the loss scale are this rank's.
+        units of 1; buffers and the loss scale are this rank's; a number as weight becomes a tensor.
 
     Raises:
         TypeError: for leaves that cannot be added.
@@ -217,10 +217,15 @@ def _parts(sums: Sums) -> dict[str, Any]:
     if sums.unit != 1:
         grads = {name: grad * sums.unit for name, grad in grads.items()}
         total, weight = total * sums.unit, weight * sums.unit
+    if not isinstance(weight, Tensor):
+        weight = float(weight)  # not an integer on one rank and a float on another
     return {"grads": grads, "total": total, "weight": weight, "aux": sums.aux}
 
 
 def _joined(sums: Sums, parts: dict[str, Any]) -> Sums:
+    if not isinstance(sums.weight, Tensor):
+        # Of the default type, so that it divides as a number does: a total in float32 stays float32.
+        parts["weight"] = parts["weight"].to(torch.get_default_dtype())
     return evolve(sums, **parts, unit=1.0)
 
 

@@ -125,12 +125,15 @@ def record(
     for _, slot in slots:
         graph.register_generator_state(slot)
     failure: Exception | None = None
-    default = torch.cuda.default_generators[device.index or 0]
+    index = torch.cuda.current_device() if device.index is None else device.index
+    default = torch.cuda.default_generators[index]
     kept = default.graphsafe_get_state()
     # A recording that fails leaves its generators unusable; so it gets one that nobody else needs.
     default.graphsafe_set_state(torch.Generator(device))
     try:
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        # Other threads (of loaders, of checkpoints) may go on using the device.
+        mode = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
+        with torch.cuda.device(index), mode:
             try:
                 outputs = fn(SlotKey(take))
             except Exception as error:

@@ -115,8 +115,8 @@ def data_parallel(
     different numbers of samples. Guards, transforms and optimizer then do the same everywhere.
 
     Rank ``r`` of ``w`` takes micro-batches ``r, r + w, r + 2 w, ...`` of those that one process would take
-    (with ``microbatches="iter"``: ``parallel(state, parts[r::w])``), at least one; micro-batch ``i`` draws the
-    random numbers that it would draw there.
+    (with ``microbatches="iter"``: ``parallel(state, parts[r::w])``), at least one; micro-batch ``i`` draws
+    the random numbers that it would draw there.
 
     Without a process group this is the step itself, whose gradients are added in units of 1.
 

@@ -77,6 +77,8 @@ class DDPEngine(LocalEngine):
         # Whoever judges an update by its loss must see the same on all processes.
         self._joint_loss = joint_loss(args)
         self._checked = False
+        # PyTorch learns a static graph from the first backward pass, which it must send.
+        self._learning = bool(args.ddp_static_graph)
 
     def passes(
         self, batches: Iterable[Any], items: Any, window: int, key: Any
@@ -84,13 +86,16 @@ class DDPEngine(LocalEngine):
         """Run this process's micro-batches; yields its share of the loss so far, after each."""
         wrapper = find(self._trainer.model_wrapped)
         overlapped = self._windows.even and wrapper is not None
+        if self._learning and wrapper is not None and not overlapped:
+            self._unwrap(wrapper)
+            wrapper = None
         weights = None if self._windows.even else self._weights(items)
         total, grads = self._zero(), Sum()
         for number, batch in enumerate(batches):
             last = number == window - 1
             if batch is not None:
                 # The wrapper sends gradients in the last backward pass, or not at all.
-                sync = overlapped and (last or self._sync_each)
+                sync = overlapped and (last or self._sync_each or self._learning)
                 quiet = nullcontext() if sync or wrapper is None else wrapper.no_sync()
                 share = self._one(batch, items, window, key, number, quiet)
                 weight = 1.0 if weights is None else weights[number]
@@ -98,11 +103,11 @@ class DDPEngine(LocalEngine):
                 if not overlapped:
                     grads.add(self._taken(), weight)
             if last:
-                if not overlapped:
+                if overlapped:
+                    self._learning = False
+                else:
                     self._average(grads.values)
-                    if wrapper is not None:
-                        # It notes which parameters were used since gradients were last sent, for that.
-                        wrapper.reducer._reset_state()
+                    self._forget(wrapper)
                 self._finish()
                 if self._joint_loss:
                     dist.all_reduce(total)
@@ -147,6 +152,18 @@ class DDPEngine(LocalEngine):
         """Put the mean over the processes into the parameters' ``.grad``."""
         spread(dict(self._parameters), grads, self._ranks, fill=0.0)
         mean_([p.grad for _, p in self._parameters if p.grad is not None], self._ranks)
+
+    def _unwrap(self, wrapper: DistributedDataParallel) -> None:
+        """Train without a wrapper, which would take what is not sent for the static graph."""
+        wrapper.reducer._remove_autograd_hooks()
+        self._trainer.model_wrapped = self._trainer.model
+
+    def _forget(self, wrapper: DistributedDataParallel | None) -> None:
+        """Let a wrapper forget what it noted of parameters that were used, but not sent by it."""
+        if self._learning:
+            self._trainer.model_wrapped = self._trainer._wrap_model(self._trainer.model)
+        elif wrapper is not None:
+            wrapper.reducer._reset_state()
 
     def _finish(self) -> None:
         if self._send_buffers:

@@ -10,7 +10,6 @@ from trainer import modeling
 from trainer.distributed import ddp
 from trainer.facade.base import TrainerBase
 
-
 # Modes of torch.compile that keep outputs in the memory of CUDA graphs.
 _OWN_GRAPHS = ("reduce-overhead", "max-autotune")
 
@@ -94,7 +93,7 @@ class ModelMixin(TrainerBase):
         self.label_names = self.args.label_names or modeling.label_names(model)
         self.can_return_loss = modeling.can_return_loss(model)
         self.model_accepts_loss_kwargs = modeling.accepts_loss_kwargs(model)
-        self.model_wrapped = self.model
+        self.model_wrapped, self._compiled = self.model, None
         config = getattr(model, "config", None)
         if config is not None and hasattr(config, "use_cache"):
             config.use_cache = self.args.use_cache

@@ -147,6 +147,18 @@ def test_what_the_trainer_of_transformers_wrote(
     assert data["parameters"] == sum(p.numel() for p in model.parameters())
     assert {"optimizer.pt", "training_args.bin"} <= set(data["not_opened"])
 
+    folder = tmp_path / "checkpoint-5"
+    outcome = trainstep("verify", folder)
+    assert outcome.status == 0
+    assert "checkpoint-5: ok (no manifest)" in outcome.out
+    assert "  ok  optimizer.pt" in outcome.out
+    weights = (folder / "optimizer.pt").read_bytes()
+    (folder / "optimizer.pt").write_bytes(weights[: len(weights) // 2])
+    outcome = trainstep("verify", folder)
+    assert outcome.status == 1
+    assert "checkpoint-5: DAMAGED (no manifest)" in outcome.out
+    assert "  damaged  optimizer.pt" in outcome.out
+
     tiny("gpt2").save_pretrained(tmp_path / "model")
     text = trainstep("inspect", tmp_path / "model").out
     assert "model       gpt2 (GPT2LMHeadModel)" in text

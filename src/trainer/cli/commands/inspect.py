@@ -68,13 +68,15 @@ def _describe(found: "Glance") -> dict[str, Any]:
         }
         for leaf in found.leaves
     ]
+    from trainer.checkpoint.hf_format import OPTIMIZER_PT
+
     parameters = [leaf.numel for leaf in found.leaves if leaf.path.startswith("params/")]
     position = {
         key: found.position.get(key)
         for key in ("epoch", "batch", "in_epoch", "batch_size", "accumulation")
     }
     return {
-        "format": found.arguments.get("checkpoint_format", "safe"),
+        "format": "hf" if OPTIMIZER_PT in found.manifest.files else "safe",
         "step": found.manifest.step,
         "max_steps": state.get("max_steps"),
         "epoch": state.get("epoch"),

@@ -12,7 +12,8 @@ DESCRIPTION = """\
 Read a checkpoint, or all checkpoints of an output folder, from beginning to
 end: size and SHA-256 of every file and the digest of every tensor must be
 those in the manifest. One line for each file, with the reason if it is
-damaged, and for each damaged tensor."""
+damaged, and for each damaged tensor. A checkpoint that the Hugging Face
+Trainer wrote has no manifest: its files must be there and whole."""
 EPILOG = """\
 exit status:
   0  all are undamaged
@@ -64,14 +65,22 @@ def _checkpoints(path: Path) -> list[Path]:
 
 def _examine(path: Path) -> dict[str, Any]:
     from trainer.checkpoint import CheckpointError, verify
+    from trainer.checkpoint.hf_format import is_foreign
     from trainer.checkpoint.layout import MANIFEST
     from trainer.checkpoint.manifest import parse_manifest
 
     problems = verify(path, leaves=True)
+    if is_foreign(path):
+        return _foreign(path, problems)
     try:
         manifest = parse_manifest((path / MANIFEST).read_bytes())
     except (CheckpointError, OSError):
-        return {"path": str(path), "ok": False, "step": None, "problems": problems} | {
+        return {
+            "path": str(path),
+            "ok": False,
+            "step": None,
+            "manifest": False,
+            "problems": problems,
             "files": [],
             "leaves": [],
         }
@@ -81,12 +90,37 @@ def _examine(path: Path) -> dict[str, Any]:
         "path": str(path),
         "ok": not problems,
         "step": manifest.step,
+        "manifest": True,
         "problems": [problem for problem in problems if problem not in named],
         "files": [
             {"name": name, "size": manifest.files[name].size, "ok": not own, "reasons": own}
             for name, own in reasons.items()
         ],
         "leaves": _leaves(path, sorted(manifest.leaves), reasons),
+    }
+
+
+def _foreign(path: Path, problems: list[str]) -> dict[str, Any]:
+    """Describe a folder that the Hugging Face Trainer wrote, which has no digests to compare with."""
+    from trainer.checkpoint.layout import step_of
+
+    reasons = {
+        file.name: _of_file(problems, file.name)
+        for file in sorted(path.iterdir())
+        if file.is_file()
+    }
+    named = {f"{name}: {reason}" for name, own in reasons.items() for reason in own}
+    return {
+        "path": str(path),
+        "ok": not problems,
+        "step": step_of(path),
+        "manifest": False,
+        "problems": [problem for problem in problems if problem not in named],
+        "files": [
+            {"name": name, "size": (path / name).stat().st_size, "ok": not own, "reasons": own}
+            for name, own in reasons.items()
+        ],
+        "leaves": [],
     }
 
 
@@ -126,7 +160,7 @@ def _unread(file: str, reasons: list[str]) -> bool:
 def _text(one: dict[str, Any], leaves: bool) -> list[str]:
     damaged = sum(leaf["ok"] is False for leaf in one["leaves"])
     unread = sum(leaf["ok"] is None for leaf in one["leaves"])
-    counts = f"{len(one['leaves'])} tensors"
+    counts = f"{len(one['leaves'])} tensors" if one["manifest"] else "no manifest"
     counts += f", {damaged} damaged" if damaged else ""
     counts += f", {unread} not read" if unread else ""
     rows = [("damaged", problem, "") for problem in one["problems"]]

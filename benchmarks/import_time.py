@@ -1,0 +1,107 @@
+"""What `import trainer` costs, beside `import torch` and accelerate, without which nobody trains.
+
+    python benchmarks/import_time.py [--rounds 9] [--json FILE]
+
+Every side is a process of its own that imports its modules and ends. The sides take turns, in alternating
+order, so that the machine's drift hits all alike; a first round, which fills the file cache, is not counted.
+Reported are medians in seconds, their spread, and the ratio to torch and accelerate alone.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+BASE = "import torch, accelerate"
+SIDES = {
+    "base": ("torch, accelerate", BASE),
+    "trainer": ("and import trainer", f"{BASE}; import trainer"),
+    "names": ("and its Trainer", f"{BASE}; from trainer import Trainer, TrainingArguments"),
+    "hf": (
+        "and transformers' Trainer",
+        f"{BASE}; from transformers import Trainer, TrainingArguments",
+    ),
+}
+LIMIT = 1.2
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+
+
+def seconds(code: str) -> float:
+    """Return what a fresh interpreter needs to run ``code``, its own start not counted.
+
+    Raises:
+        RuntimeError: with what it wrote, if it fails.
+    """
+    timed = f"import time; start = time.perf_counter(); {code}; print(time.perf_counter() - start)"
+    path = os.pathsep.join(filter(None, [str(SOURCE), os.environ.get("PYTHONPATH")]))
+    done = subprocess.run(
+        [sys.executable, "-c", timed],
+        env=os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{code!r} failed:\n{done.stderr}")
+    return float(done.stdout.split()[-1])
+
+
+def measure(sides: list[str], rounds: int) -> dict[str, list[float]]:
+    """Time every side once a round, in turn; the order is reversed every other round."""
+    times: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(-1, rounds):
+        for side in sides if number % 2 else reversed(sides):
+            taken = seconds(SIDES[side][1])
+            if number >= 0:
+                times[side].append(taken)
+    return times
+
+
+def summary(times: dict[str, list[float]]) -> dict[str, Any]:
+    """Return medians, spreads and ratios to the base, with what they were taken on."""
+    medians = {side: statistics.median(values) for side, values in times.items()}
+    return {
+        "python": platform.python_version(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+        "rounds": len(next(iter(times.values()))),
+        "limit": LIMIT,
+        "sides": {
+            side: {
+                "median_s": round(medians[side], 4),
+                "min_s": round(min(values), 4),
+                "max_s": round(max(values), 4),
+                "ratio": round(medians[side] / medians["base"], 4),
+            }
+            for side, values in times.items()
+        },
+    }
+
+
+def main() -> int:
+    """Measure, print, and tell by the exit status whether the limit was kept."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=9, help="rounds that count, at least 5")
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=["trainer", "names"])
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    given = parser.parse_args()
+    if given.rounds < 5:
+        parser.error("--rounds must be at least 5: a median of fewer says little")
+    sides = ["base", *(side for side in given.sides if side != "base")]
+    found = summary(measure(sides, given.rounds))
+    print(f"Python {found['python']}, {found['machine']}, {found['rounds']} rounds")
+    for side, row in found["sides"].items():
+        spread = f"{row['min_s']:.3f} to {row['max_s']:.3f}"
+        print(f"{SIDES[side][0]:28} {row['median_s']:.3f} s  ({spread})  {row['ratio']:.3f}x")
+    if given.json is not None:
+        given.json.write_text(json.dumps(found, indent=2) + "\n")
+    ours = [found["sides"][side]["ratio"] for side in sides if side in ("trainer", "names")]
+    return int(any(ratio > LIMIT for ratio in ours))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
