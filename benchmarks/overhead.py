@@ -22,7 +22,9 @@ SIDES = {
     "loop": "plain PyTorch loop",
     "step": "pure step, donated",
     "pure": "pure step, not donated",
+    "compiled": "pure step, donated, compiled",
     "trainer": "our Trainer",
+    "trainer_compiled": "our Trainer, torch_compile",
     "hf": "Hugging Face Trainer",
     "lightning": "Lightning Trainer",
 }
@@ -88,9 +90,9 @@ def run_loop(model: Any, samples: Any, batch: int, total: int, gate: Callable[[]
 
 
 def run_step(
-    model: Any, samples: Any, batch: int, total: int, gate: Callable[[], None], donated: bool
+    model: Any, samples: Any, batch: int, total: int, gate: Callable[[], None], kind: str
 ) -> None:
-    """Train with the pure step."""
+    """Train with the pure step, in one of its lowerings."""
     import torch
 
     import trainstep as ts
@@ -107,7 +109,9 @@ def run_step(
         transforms=(ts.transforms.clip_by_global_norm(CLIP),),
     )
     state = step.init(model.train())
-    if donated:
+    if kind == "compiled":
+        step = ts.compile(step)
+    if kind != "pure":
         step = ts.donate(step)
     summed = torch.zeros(())
     while state.step < total:
@@ -123,7 +127,13 @@ def run_step(
 
 
 def run_trainer(
-    model: Any, samples: Any, batch: int, total: int, gate: Callable[[], None], library: str
+    model: Any,
+    samples: Any,
+    batch: int,
+    total: int,
+    gate: Callable[[], None],
+    library: str,
+    **options: Any,
 ) -> None:
     """Train with a Trainer of ours or of transformers: the same script but for the import."""
     if library == "hf":
@@ -149,6 +159,7 @@ def run_trainer(
             report_to="none",
             use_cpu=True,
             disable_tqdm=False,
+            **options,
         )
         Trainer(model, arguments, train_dataset=samples, callbacks=[Gate()]).train()
 
@@ -197,10 +208,12 @@ def work(side: str, model_name: str, rounds: int) -> None:
     total = turn * (rounds + 2)
     if side == "loop":
         run_loop(model, samples, batch, total, gate)
-    elif side in ("step", "pure"):
-        run_step(model, samples, batch, total, gate, side == "step")
+    elif side in ("step", "pure", "compiled"):
+        run_step(model, samples, batch, total, gate, side)
     elif side == "lightning":
         run_lightning(model, samples, batch, total, gate)
+    elif side == "trainer_compiled":
+        run_trainer(model, samples, batch, total, gate, "trainer", torch_compile=True)
     else:
         run_trainer(model, samples, batch, total, gate, side)
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import IterableDataset
@@ -30,6 +31,7 @@ from support.shell import (
     make_trainer,
     samples,
     scored,
+    scripted,
     stop,
 )
 from trainer import Trainer, TrainerCallback, TrainingInterrupted, checkpoint
@@ -298,23 +300,25 @@ def the_best_model_is_loaded_by_all(folder: Path) -> None:
             folder / str(len(more)),
             scored("mlp"),
             train=samples(16),
-            learning_rate=2.0,  # the first is the best
             eval_strategy="steps",
             save_strategy="steps",
             eval_steps=1,
             save_steps=1,
             save_total_limit=1,
             load_best_model_at_end=True,
+            metric_for_best_model="score",
+            greater_is_better=True,
+            more={"compute_metrics": scripted([1, 3, 2, 0])},
             **more,
         )
         trainer.train()
-        assert trainer.state.best_global_step < trainer.state.global_step == 4
-        assert same(trainer, trainer.state.best_model_checkpoint)
-        assert same(trainer, digest(trainer))
-        best = min(logged(trainer, "eval_loss"))
-        assert trainer.evaluate()["eval_loss"] == best == trainer.state.best_metric
-        kept = agree.from_first(trainer._ranks, checkpoint.list_checkpoints(trainer.args.output_dir))
-        assert [str(path) for path in kept] == [trainer.state.best_model_checkpoint]
+        assert trainer.state.best_global_step == 2
+        best = checkpoint.checkpoint_dir(trainer.args.output_dir, 2)
+        assert trainer.state.best_model_checkpoint == str(best)
+        kept = load_file(best / "model.safetensors")
+        assert all(torch.equal(kept[name], p) for name, p in trainer.train_state.params.items())
+        agree.gather(trainer._ranks, None)
+        assert checkpoint.list_checkpoints(trainer.args.output_dir) == [best]
 
 
 def only_the_first_writes_and_prints(folder: Path) -> None:
@@ -354,10 +358,13 @@ def each_has_its_random_state_back(folder: Path) -> None:
     drawn: list[float] = []
 
     class Draw(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.global_step == 0:
+                random.seed(RANK)
+
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             drawn.append(random.random())
 
-    random.seed(RANK)
     options = {"train": samples(16), "save_strategy": "steps", "save_steps": 2}
     make_trainer(folder, callbacks=[Draw()], **options).train()
     rest, drawn[:] = drawn[2:], []
