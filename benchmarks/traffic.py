@@ -38,13 +38,19 @@ def exact_sent(grads: float, ranks: int) -> float:
     return all_to_all(grads, ranks) + all_gather(grads, ranks)
 
 
-def fsdp_sent(params: float, ranks: int, microbatches: int = 1) -> float:
+def fsdp_sent(
+    params: float,
+    ranks: int,
+    microbatches: int = 1,
+    scatter: Callable[[float, int], float] = reduce_scatter,
+) -> float:
     """Bytes sent in an update by FSDP2 with resharding after the forward pass.
 
     Parameters are gathered for every forward and every backward pass; gradients are scattered once, if
-    accumulation keeps them whole (``set_requires_gradient_sync(False)``).
+    accumulation keeps them whole (``set_requires_gradient_sync(False)``). Gloo has no reduce-scatter of its
+    own and all-reduces instead: ``scatter=all_reduce``.
     """
-    return microbatches * 2 * all_gather(params, ranks) + reduce_scatter(params, ranks)
+    return microbatches * 2 * all_gather(params, ranks) + scatter(params, ranks)
 
 
 def ddp_held(params: float) -> float:

@@ -54,7 +54,7 @@ def problems(rows: list[dict[str, Any]], tests: dict[int, list[Test]]) -> list[s
         if status in ("works", "differs") and n not in tests:
             found.append(f"row {n} {status}, but no test is marked with it")
         if status in ("not yet", "not planned") and n in tests:
-            found.append(f"row {n} is {status}, but {tests[n][0]} is marked with it")
+            found.append(f"row {n} is {status}, but {'::'.join(tests[n][0])} is marked with it")
         if status != "works" and not row.get("why"):
             found.append(f"row {n} is {status}, but does not say why")
     return sorted(found)

@@ -28,8 +28,6 @@ def refuse_unsupported(args: Any) -> None:
         wrong.append(f"report_to={args.report_to!r}")
     if "tpu_metrics_debug" in getattr(args, "debug", ()):
         wrong.append(f"debug={[str(option) for option in args.debug]}")
-    if getattr(args, "fsdp", None):
-        wrong.append(f"fsdp={args.fsdp!r}")
     wrong += _with_processes(args) if args.world_size > 1 else []
     if wrong:
         raise NotImplementedError(
@@ -41,10 +39,9 @@ def _with_processes(args: Any) -> list[str]:
     """Return what there is not with several processes."""
     count = f"with {args.world_size} processes"
     kind = str(getattr(args.distributed_state.distributed_type, "value", ""))
-    found = [kind] if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA", "TP") else []
-    for variable in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"):
-        if os.environ.get(variable, "false").lower() in ("true", "1"):
-            found.append(f"{variable} (accelerate's configuration) {count}")
+    found = [kind] if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA", "TP") else []
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
+        found.append(f"ACCELERATE_USE_DEEPSPEED (accelerate's configuration) {count}")
     if args.auto_find_batch_size:
         found.append(f"auto_find_batch_size=True {count}")
     if getattr(args.accelerator_config, "dispatch_batches", None):

@@ -30,6 +30,7 @@ from trainer.checks import (
     takes,
 )
 from trainer.determinism import enable_full_determinism, set_seed
+from trainer.distributed import fsdp_plan
 from trainer.facade.accelerator import AcceleratorMixin
 from trainer.facade.callbacks import CallbackMixin
 from trainer.facade.data import DataMixin
@@ -114,6 +115,7 @@ class Trainer(
         refuse_unsupported(self.args)
         refuse_unused_hooks(self)
         check_optimizers(optimizers, optimizer_cls_and_kwargs, model_init)
+        fsdp_plan.check(self.args, optimizers)
         check_choices(
             self.args,
             optimizer=optimizers[0] is None and optimizer_cls_and_kwargs is None,

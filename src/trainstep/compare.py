@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainstep import tree
+from trainstep import sharded, tree
 from trainstep.members import Members
 from trainstep.rng import Key
 from trainstep.state import TrainState
@@ -38,7 +38,8 @@ def digest(tree_: Any) -> str:
     """Return a SHA-256 over every leaf's path, dtype, shape and bits, in hexadecimal.
 
     Equal digests mean equal bits: NaNs count by their payload, zeros by their sign. The device does not
-    enter, so that a state and its copy on another device agree. Reads all tensors to the host.
+    enter, so that a state and its copy on another device agree. Reads all tensors to the host. Nor does
+    it matter whether processes hold tensors in parts (DTensor); all of them must call then.
 
     Leaves are tensors, NumPy arrays and Python's numbers, strings, bytes and None; a mapping that is no
     dict (a tokenizer's ``BatchEncoding``, say) counts as the dict of its entries.
@@ -63,7 +64,7 @@ def leaf_digest(path: str, leaf: Any) -> bytes:
     head = f"{path}:{leaf.dtype}:{tuple(leaf.shape)}".encode()
     sha = hashlib.sha256(head)
     if leaf.numel():
-        data = leaf.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        data = sharded.whole(leaf.detach()).cpu().resolve_conj().resolve_neg().contiguous()
         data = data.reshape(-1).view(torch.uint8)
         sha.update(data.numpy().data)
     return sha.digest()
@@ -132,7 +133,7 @@ def _compare(path: str, x: Any, y: Any) -> Difference | None:
         return None if same else Difference(path, f"{x!r} != {y!r}")
     if x.dtype != y.dtype or x.shape != y.shape:
         return Difference(path, f"{x.dtype} {tuple(x.shape)} != {y.dtype} {tuple(y.shape)}")
-    x, y = x.detach().cpu(), y.detach().cpu()
+    x, y = sharded.whole(x.detach()).cpu(), sharded.whole(y.detach()).cpu()
     different = ~_same_bits(x, y)
     if not bool(different.any()):
         return None

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from trainstep import sharded
+
 PyTree = Any
 
 leaves: Callable[[PyTree], list[Any]] = _pytree.tree_leaves
@@ -100,14 +102,16 @@ def global_norm(tensors: Iterable[Tensor]) -> Tensor:
     """Return the Euclidean norm of all entries of all tensors, without a host sync.
 
     Computed as the norm of the per-tensor norms, as ``torch.nn.utils.clip_grad_norm_`` does, so that
-    it has the same bits. Tensors of several devices are brought to the first one's.
+    it has the same bits. Tensors of several devices are brought to the first one's. Of tensors that
+    processes hold in parts all entries count, wherever they are.
 
     Returns:
         A zero-dimensional tensor; zero if there are no tensors.
     """
     norms: list[Tensor] = []
     for group in by_device_and_dtype(list(tensors)):
-        norms.extend(torch._foreach_norm(group))
+        parts = any(map(sharded.is_sharded, group))
+        norms.extend(sharded.norms(group) if parts else torch._foreach_norm(group))
     if not norms:
         return torch.zeros(())
     device = norms[0].device

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,11 +97,14 @@ def test_all_ranks_end_with_the_same_state(kind: str, found: list[Any], alone: A
 
 def test_bytes_on_the_wire_are_those_of_the_formulas(found: list[Any]) -> None:
     grads, world = collected.WIDE**2 * 4, len(found)
+    whole = collected.BLOCKS * grads
     expected = {
         "ddp": traffic.ddp_sent(grads, world),
         "ddp, 2 micro-batches": traffic.ddp_sent(grads, world),
         "pure": traffic.ddp_sent(grads, world),
         "exact": traffic.exact_sent(grads, world),
+        "fsdp": traffic.fsdp_sent(whole, world, scatter=traffic.all_reduce),
+        "fsdp, 2 micro-batches": traffic.fsdp_sent(whole, world, 2, scatter=traffic.all_reduce),
     }
     for each in found:
         # Besides: headers of the backend, barriers, the loss and the weight, 5 kB or so.

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trainer.distributed import fsdp_plan
 from trainer.distributed.ddp import DDPEngine, joint_loss
 from trainer.distributed.exact import ExactEngine
 from trainer.distributed.ranks import Ranks
@@ -27,6 +28,10 @@ def make_engine(trainer: Any, state: TrainState, windows: Windows, ranks: Ranks)
             "up over processes or in a tree. Train with one process and exact_reduction=False, or "
             "choose another optimizer."
         )
+    if fsdp_plan.wanted(args):
+        from trainer.distributed.fsdp_engine import FSDPEngine
+
+        return FSDPEngine(trainer, state, windows, ranks)
     kind = ExactEngine if args.exact_reduction else DDPEngine
     return kind(trainer, state, windows, ranks)
 

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from trainer import modeling
-from trainer.distributed import agree
+from trainer.distributed import agree, fsdp_plan
 from trainer.distributed.ranks import Ranks
 from trainer.distributed.reduce import broadcast_
 from trainer.plan import Plan
@@ -50,7 +50,12 @@ def begin(trainer: Any, ranks: Ranks) -> None:
     form = {name: f"{tuple(t.shape)} {t.dtype}" for name, t in _named(trainer.model)}
     _check_alike("argument", agree.gather(ranks, given))
     _check_alike("tensor of the model", agree.gather(ranks, form))
-    share_model(trainer.model)
+    if fsdp_plan.wanted(args):
+        from trainer.distributed import fsdp
+
+        fsdp.shard(trainer)
+    else:
+        share_model(trainer.model)
 
 
 def share_model(model: nn.Module) -> None:

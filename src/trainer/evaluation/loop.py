@@ -11,6 +11,7 @@ from attrs import frozen
 from torch import Tensor
 
 from trainer import modeling
+from trainer.distributed import fsdp_plan
 from trainer.distributed.gather import gathered
 from trainer.engine import describe
 from trainer.evaluation.collected import PADDING, Collected
@@ -105,9 +106,26 @@ class Evaluation:
             for batch, last in with_last(loader):
                 self._keep(self._predict(batch), last)
             return
-        mine = (None if b is None else attrs.astuple(self._predict(b), recurse=False) for b in loader)
+        mine = self._outcomes(loader, ranks)
         for values, last in with_last(gathered(ranks, mine, 1 if self._by_batch else every)):
             self._keep(Predicted(*values), last)
+
+    def _outcomes(self, loader: Iterable[Any], ranks: Any) -> Iterator[Any]:
+        """Yield what this process's batches give; None for one that only others have."""
+        if not fsdp_plan.wanted(self._trainer.args):
+            for batch in loader:
+                yield None if batch is None else attrs.astuple(self._predict(batch), recurse=False)
+            return
+        from trainer.distributed.fsdp_engine import evenly
+
+        for batch, own in evenly(ranks, loader):  # weights are gathered by all processes at once
+            if own:
+                yield attrs.astuple(self._predict(batch), recurse=False)
+            else:
+                self._trainer.prediction_step(
+                    self._model, batch, self._loss_only, ignore_keys=self._ignore_keys
+                )
+                yield None
 
     def result(self, loader: Any, prefix: str) -> EvalLoopOutput:
         """Return outputs and metrics, which are computed now unless they were batch by batch.

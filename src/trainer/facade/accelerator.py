@@ -78,5 +78,8 @@ class AcceleratorMixin(TrainerBase):
         if self._adopted is not None and self._adopted.fused is not None:
             self._adopted.fused.backward(loss)
             return
+        if self._gradient_weight != 1:
+            loss = loss * self._gradient_weight
+            self._gradient_weight = 1
         scale = None if self._run is None else self._run.step.loss_scale(self._run.state)
         (loss if scale is None else loss * scale).backward(**options)

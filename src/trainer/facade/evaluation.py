@@ -4,13 +4,14 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainer import evaluation, modeling
+from trainer.distributed import fsdp_plan
 from trainer.distributed.ranks import rows_of_rank
 from trainer.evaluation.collected import PADDING
 from trainer.facade.base import TrainerBase
@@ -94,6 +95,7 @@ class EvaluationMixin(TrainerBase):
         if prediction_loss_only is None:
             prediction_loss_only = self.args.prediction_loss_only
         self.callback_handler.eval_dataloader = dataloader
+        sharding = self._sharded() if fsdp_plan.wanted(self.args) else nullcontext()
         one_pass = evaluation.Evaluation(
             self,
             self._wrap_model(self.model, training=False),
@@ -102,7 +104,7 @@ class EvaluationMixin(TrainerBase):
             prediction=description == "Prediction",
         )
         with self._evaluation_mode():
-            with self._half_weights():
+            with sharding, self._half_weights():
                 one_pass.run(dataloader)
             return one_pass.result(dataloader, metric_key_prefix)
 
@@ -125,6 +127,13 @@ class EvaluationMixin(TrainerBase):
         self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False
     ) -> dict[str, float]:
         return self.evaluate(ignore_keys=ignore_keys_for_eval)
+
+    def _sharded(self) -> AbstractContextManager[None]:
+        """Distribute the model if that was not done; afterwards it is in parts again."""
+        from trainer.distributed import fsdp
+
+        fsdp.shard(self)
+        return fsdp.settled(self.model)
 
     @contextmanager
     def _evaluation_mode(self) -> Iterator[None]:

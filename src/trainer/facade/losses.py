@@ -22,6 +22,8 @@ class LossMixin(TrainerBase):
     """How a micro-batch becomes a loss and gradients; every method may be overridden."""
 
     _loss_factor: float = 1
+    # What gradients of the micro-batch count in the mean over processes; read by ``_backward``.
+    _gradient_weight: float = 1
 
     def training_step(
         self,

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from trainer import modeling
-from trainer.distributed import ddp
+from trainer.distributed import ddp, fsdp_plan
 from trainer.facade.base import TrainerBase
 
 # Modes of torch.compile that keep outputs in the memory of CUDA graphs.
@@ -50,6 +50,8 @@ class ModelMixin(TrainerBase):
         chosen = getattr(self.args, "place_model_on_device", None)
         if chosen is not None:
             return bool(chosen)
+        if fsdp_plan.wanted(self.args):  # moved part by part, when it is distributed
+            return False
         quantized = getattr(self.model, "quantization_method", None) is not None
         mapped = getattr(self.model, "hf_device_map", None) is not None
         return not (quantized or mapped)
@@ -70,10 +72,11 @@ class ModelMixin(TrainerBase):
         """Return what ``training_step``, or ``prediction_step``, is given as the model.
 
         With several processes it is in DistributedDataParallel, unless ``exact_reduction`` adds up
-        gradients; with ``torch_compile`` it is compiled.
+        gradients or ``fsdp`` distributes the model itself; with ``torch_compile`` it is compiled.
         """
         args = self.args
-        if training and args.world_size > 1 and not args.exact_reduction:
+        sharded = fsdp_plan.wanted(args)
+        if training and args.world_size > 1 and not (args.exact_reduction or sharded):
             model = ddp.wrap(model, args)
         if not args.torch_compile:
             return model

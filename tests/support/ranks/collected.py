@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
 
 import trainstep as ts
 from support import models
@@ -25,6 +26,7 @@ import wire
 
 MICROBATCHES, STEPS = 8, 4
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.int64, torch.int8)
+BLOCKS = 4
 WIDE = 512
 """The layer whose gradients are counted on the wire has so many inputs, and as many outputs."""
 
@@ -131,7 +133,7 @@ def sent(action: Callable[[], Any]) -> int:
     return wire.sent() - before
 
 
-def traffic(rank: int, world: int) -> dict[str, int]:
+def traffic() -> dict[str, int]:
     """Return the bytes that one update sends: DDP, with and without accumulation, and ours."""
     torch.manual_seed(0)
     model = nn.Linear(WIDE, WIDE, bias=False)
@@ -157,6 +159,28 @@ def traffic(rank: int, world: int) -> dict[str, int]:
     }
 
 
+def sharded_traffic(world: int) -> dict[str, int]:
+    """Return the bytes that an update sends with FSDP2, of one and of two micro-batches."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[nn.Linear(WIDE, WIDE, bias=False) for _ in range(BLOCKS)])
+    mesh = dist.init_device_mesh("cpu", (world,))
+    for block in model:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    sharded = fully_shard(model, mesh=mesh)
+    x = torch.randn(2, WIDE)
+
+    def update(count: int) -> None:
+        for number in range(count):
+            sharded.set_requires_gradient_sync(number == count - 1)
+            model(x).square().mean().backward()
+
+    update(1)
+    return {
+        "fsdp": sent(lambda: update(1)),
+        "fsdp, 2 micro-batches": sent(lambda: update(2)),
+    }
+
+
 def main() -> None:
     """Run everything as one of several processes."""
     torch.set_num_threads(1)
@@ -170,7 +194,7 @@ def main() -> None:
         "exact": train("dropout", rank, world, exact=True),
         "fast": train("dropout", rank, world),
         "statistics": train("batch_norm", rank, world),
-        "traffic": traffic(rank, world),
+        "traffic": traffic() | sharded_traffic(world),
     }
     report(Path(sys.argv[1]), found)
     dist.barrier()

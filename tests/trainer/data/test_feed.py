@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from support.full import FULL
 from support.shell import make_args
 from support.streams import (
     KINDS,
@@ -51,14 +52,13 @@ def whole_run(folder: Path, make: Callable[[], Numbers], **changes: Any) -> Any:
 
 
 @pytest.mark.parametrize("make", KINDS)
-@pytest.mark.parametrize(
-    "workers", [{}, {"dataloader_num_workers": 2}, {"dataloader_num_workers": 3}]
-)
+@pytest.mark.parametrize("number", [0, 2, 3] if FULL else [0, 2])
 def test_a_run_goes_on_with_the_same_bits_from_anywhere(
-    make: Callable[[], Numbers], workers: dict[str, int], tmp_path: Path
+    make: Callable[[], Numbers], number: int, tmp_path: Path
 ) -> None:
+    workers = {"dataloader_num_workers": number}
     batches, states = whole_run(tmp_path, make, **workers)
-    chosen = states if not workers else states[1::4]
+    chosen = states if FULL or not number else states[1::4]
     assert any(batch == 0 for _, batch, _ in chosen)
     for epoch, done, state in chosen:
         if epoch == PASSES:
@@ -181,6 +181,22 @@ def test_another_number_of_workers(tmp_path: Path) -> None:
             next(again(0, 3))
 
 
+@pytest.mark.parametrize("make", [Saved, DividedSaved])
+def test_new_workers_begin_every_epoch_with_the_dataset_as_it_is(
+    make: Callable[[], Numbers], tmp_path: Path
+) -> None:
+    """So between two epochs there is nothing to keep, and the number of workers may change."""
+    workers = {"dataloader_num_workers": 2}
+    ours, single = feed(tmp_path, make(), **workers), feed(tmp_path, make())
+    list(ours(0, 0)), list(single(0, 0))
+    assert kept(ours, 1) is None
+    assert kept(single, 1) is not None
+    expected = list(ours(1, 0))
+    again = feed(tmp_path, make(), **workers)
+    again.load(kept(single, 1))
+    assert list(again(1, 0)) == expected
+
+
 def test_a_state_of_another_epoch_is_not_used(tmp_path: Path) -> None:
     ours = feed(tmp_path, Saved())
     list(islice(ours(0, 0), 3))
@@ -256,6 +272,8 @@ def test_a_loader_with_a_state_goes_on() -> None:
     assert list(again(4, 2)) == [3, 4, 5, 6]
     assert loader.epochs == [4]
     assert again.state(5) == {"epoch": 5, "loader": {"at": 0}}
+    again.load(kept(ours, 4))
+    assert list(again(5, 0)) == [1, 2, 3, 4, 5, 6]  # that was another epoch's
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
