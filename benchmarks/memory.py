@@ -4,7 +4,7 @@
 
 Every measurement is a process of its own, in alternating order. On a GPU: the most that PyTorch had
 allocated in a step, and had reserved since the start, with bfloat16 autocast. On the CPU: how far the
-resident memory rose above what the process held before there was a model.
+resident memory rose above what the process held before there was a model, all code loaded.
 """
 
 import argparse
@@ -35,6 +35,7 @@ SIZES = {
     "head": gpt.Size(layers=2, width=256, heads=4, vocabulary=50304, length=128, batch=8),
     **gpt.SIZES,
 }
+TINY = gpt.Size(layers=1, width=8, heads=1, vocabulary=8, length=8, batch=1)
 WARM, STEPS = 5, 5
 MIB = 2**20
 Step = Callable[[dict[str, Tensor]], Tensor]
@@ -103,10 +104,13 @@ def make(side: str, size: gpt.Size, device: str) -> Step:
 def work(side: str, size: gpt.Size, device: str) -> None:
     """Measure one side; prints the figures as JSON."""
     torch.set_float32_matmul_precision("high")
+    # What a side imports when it is first used (PyTorch's optimizers, tens of MiB) is not of the step.
+    tiny = gpt.batch(TINY)
+    make(side, TINY, device)({name: tensor.to(device) for name, tensor in tiny.items()})
     before = 0.0 if device == "cuda" else _status("VmRSS")
     step = make(side, size, device)
     batch = {name: tensor.to(device) for name, tensor in gpt.batch(size).items()}
-    loss = [step(batch) for _ in range(WARM)][0]
+    loss, *_ = (step(batch) for _ in range(WARM))
     found: dict[str, float] = {"first loss": float(loss)}
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

@@ -30,6 +30,7 @@ MODULES = {
     "callbacks": ["trainer.callbacks"],
     "checkpoint": ["trainer.checkpoint"],
     "digests": ["trainer.digest_log"],
+    "debug": ["trainer.debug"],
     "data": [
         "trainer.data.order",
         "trainer.data.strategies",

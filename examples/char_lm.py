@@ -169,6 +169,7 @@ def arguments(options: argparse.Namespace) -> TrainingArguments:
         eval_steps=options.eval_steps,
         save_steps=options.save_steps,
         save_total_limit=2,
+        enable_jit_checkpoint=True,  # Ctrl-C and SIGTERM save, then end with status 75
         seed=options.seed,
         use_cpu=True,
         disable_tqdm=options.quiet,

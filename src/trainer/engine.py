@@ -22,7 +22,7 @@ class LocalEngine:
     def __init__(self, trainer: Any, state: TrainState) -> None:
         self._trainer = trainer
         # Subclasses may define training_step(self, model, inputs), as older scripts do.
-        self._takes_items = len(inspect.signature(trainer.training_step).parameters) > 2
+        self._takes_items = _takes(trainer.training_step, 3)
         self._module = modeling.unwrap(trainer.model)
         parameters = dict(self._module.named_parameters())
         self._parameters = [(name, parameters[name]) for name in state.params]
@@ -121,6 +121,14 @@ class LocalEngine:
         """Return the module's buffers; those that it replaced are not the state's tensors any more."""
         kept = self._buffer_names
         return {name: b for name, b in self._module.named_buffers() if name in kept}
+
+
+def _takes(function: Any, count: int) -> bool:
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    return True
 
 
 def describe(batch: Any) -> str:

@@ -60,7 +60,8 @@ def _against_capture(trainer: Any, state: ts.TrainState) -> Iterator[str]:
     if args.exact_reduction:
         yield "exact_reduction adds gradients in a tree"
     for name in _IMPERATIVE:
-        if getattr(type(trainer), name) is not getattr(LossMixin, name):
+        hook = getattr(trainer, name)  # replaced on the object, perhaps
+        if getattr(hook, "__func__", None) is not getattr(LossMixin, name):
             yield f"{type(trainer).__name__} overrides {name}"
     if trainer._adopted.fused is not None:
         yield f"optim={args.optim!s} updates during the backward pass"

@@ -13,6 +13,7 @@ A tree that differs between ranks is not noticed while tensors travel: results w
 would wait for ever. ``same_structure`` finds out, once, before training.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from trainstep import tree as pytree
 from trainstep.packing import exchange
-from trainstep.ranks import Group, check_power_of_two, gather, resolve, shared
+from trainstep.ranks import Group, at_once, check_power_of_two, gather, resolve, shared, wait
 from trainstep.ranks import rank as rank
 from trainstep.ranks import size as size
 from trainstep.sums import Sums
@@ -48,10 +49,8 @@ def psum(tree: Any, group: Group = None) -> Any:
         return _joined(tree, psum(_parts(tree), group))
     channel = resolve("psum", group)
 
-    def add(flat: Tensor) -> Tensor:
-        if shared(channel):
-            dist.all_reduce(flat, group=channel)
-        return flat
+    def add(flat: Tensor) -> Callable[[], Tensor]:
+        return _all_reduced(flat, channel)
 
     return exchange("psum", tree, channel, add, summed=True)
 
@@ -70,10 +69,9 @@ def pmean(tree: Any, group: Group = None) -> Any:
     channel = resolve("pmean", group)
     ranks = size(group)
 
-    def average(flat: Tensor) -> Tensor:
-        if shared(channel):
-            dist.all_reduce(flat, group=channel)
-        return flat / ranks
+    def average(flat: Tensor) -> Callable[[], Tensor]:
+        finish = _all_reduced(flat, channel)
+        return lambda: finish() / ranks
 
     return exchange("pmean", tree, channel, average, summed=True)
 
@@ -107,18 +105,23 @@ def tree_sum(tree: Any, group: Group = None) -> Any:
     ranks = size(group)
     check_power_of_two("tree_sum", ranks)
 
-    def add(flat: Tensor) -> Tensor:
+    def add(flat: Tensor) -> Callable[[], Tensor]:
         if not shared(channel):
-            return flat
+            return lambda: flat
         received = torch.empty_like(flat)
-        dist.all_to_all_single(received, flat, group=channel)
-        parts = received.view(ranks, -1)  # row r: what rank r has to say on this rank's part
-        while len(parts) > 1:
-            # Rows r and r + half differ in the highest bit of r, the last that the tree splits by.
-            half = len(parts) // 2
-            parts = parts[:half].add_(parts[half:])
-        gather(flat, parts[0], channel)
-        return flat
+        work = dist.all_to_all_single(received, flat, group=channel, async_op=at_once())
+
+        def finish() -> Tensor:
+            wait(work)
+            parts = received.view(ranks, -1)  # row r: what rank r has to say on this rank's part
+            while len(parts) > 1:
+                # Rows r and r + half differ in the highest bit of r, the last that the tree splits by.
+                half = len(parts) // 2
+                parts = parts[:half].add_(parts[half:])
+            gather(flat, parts[0], channel)
+            return flat
+
+        return finish
 
     return exchange("tree_sum", tree, channel, add, summed=True, multiple=ranks)
 
@@ -139,12 +142,12 @@ def all_gather(tree: Any, group: Group = None, axis: int = 0, *, tiled: bool = F
     channel = resolve("all_gather", group)
     ranks = size(group)
 
-    def collect(flat: Tensor) -> Tensor:
+    def collect(flat: Tensor) -> Callable[[], Tensor]:
         if not shared(channel):
-            return flat[None]
+            return lambda: flat[None]
         result = flat.new_empty(ranks * len(flat))
         gather(result, flat, channel)
-        return result.view(ranks, -1)
+        return lambda: result.view(ranks, -1)
 
     def place(stacked: Any) -> Any:
         if not isinstance(stacked, Tensor):
@@ -174,10 +177,10 @@ def broadcast(tree: Any, group: Group = None, src: int = 0) -> Any:
     if not 0 <= src < size(group):
         raise ValueError(f"broadcast: src={src} is no rank of a group of {size(group)}")
 
-    def send(flat: Tensor) -> Tensor:
+    def send(flat: Tensor) -> Callable[[], Tensor]:
         if shared(channel):
             dist.broadcast(flat, group_src=src, group=channel)
-        return flat
+        return lambda: flat
 
     leaves, spec = pytree.flatten(tree)
     tensors = [leaf if isinstance(leaf, Tensor) else None for leaf in leaves]
@@ -209,6 +212,18 @@ def same_structure(tree: Any, group: Group = None) -> None:
                 f"{_difference(dict(everyones[0]), dict(theirs), number)}. Collectives need the same "
                 "leaves in the same order on every rank."
             )
+
+
+def _all_reduced(flat: Tensor, channel: Any) -> Callable[[], Tensor]:
+    work = None
+    if shared(channel):
+        work = dist.all_reduce(flat, group=channel, async_op=at_once())
+
+    def finish() -> Tensor:
+        wait(work)
+        return flat
+
+    return finish
 
 
 def _parts(sums: Sums) -> dict[str, Any]:

@@ -17,15 +17,16 @@ def exchange(
     where: str,
     tree: Any,
     channel: Any,
-    act: Callable[[Tensor], Tensor],
+    act: Callable[[Tensor], Callable[[], Tensor]],
     *,
     summed: bool = False,
     multiple: int = 1,
 ) -> Any:
     """Apply ``act`` to a tree's tensors, laid out in one new buffer for each device and dtype.
 
-    ``act`` may overwrite the buffer, and returns one whose last axis has the same layout. Its length is
-    a multiple of ``multiple``.
+    ``act`` starts an exchange of the buffer, which it may overwrite, and returns what finishes it; that
+    gives a tensor whose last axis has the layout of the buffer. All are started before any is finished.
+    The length of buffers is a multiple of ``multiple``.
     """
     leaves, spec = pytree.flatten(tree)
     home = next((leaf.device for leaf in leaves if isinstance(leaf, Tensor)), None)
@@ -40,11 +41,15 @@ def exchange(
         leaves[place] = tensor = _tensor(leaf, home or device_of(channel), summed)
         kinds.setdefault((tensor.device, tensor.dtype), []).append(place)
     with torch.no_grad():
-        for places in kinds.values():
-            tensors = [leaves[place] for place in places]
-            flat, starts = _packed(tensors, multiple)
-            flat = act(flat)
-            for place, tensor, start in zip(places, tensors, starts, strict=True):
+        packed = [
+            _packed([leaves[place] for place in places], multiple) for places in kinds.values()
+        ]
+        started = [(act(flat), starts) for flat, starts in packed]
+        del packed  # so that an exchange can free its buffer
+        for (finish, starts), places in zip(started, kinds.values(), strict=True):
+            flat = finish()
+            for place, start in zip(places, starts, strict=True):
+                tensor = leaves[place]
                 piece = flat[..., start : start + tensor.numel()]
                 leaves[place] = piece.reshape((*flat.shape[:-1], *tensor.shape))
     return pytree.unflatten(leaves, spec)

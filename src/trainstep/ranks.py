@@ -61,6 +61,17 @@ def shared(channel: Any) -> bool:
     return channel is not None and dist.get_world_size(channel) > 1
 
 
+def at_once() -> bool:
+    """Tell whether exchanges may run side by side: a graph of ``torch.compile`` waits for each."""
+    return not torch.compiler.is_compiling()
+
+
+def wait(work: Any) -> None:
+    """Wait for an exchange under way, if there is one."""
+    if work is not None:
+        work.wait()
+
+
 def gather(result: Tensor, mine: Tensor, channel: Any) -> None:
     """Put every rank's ``mine`` one after the other into ``result``."""
     # Newer releases rename the function and warn of the older name.

@@ -11,6 +11,7 @@ from support.ranks.launch import launch
 from support.ranks.same import everything
 
 
+@pytest.mark.row(15, 60, 61, 74, 78, 139, 180, 183, 184, 194)
 def test_the_number_of_processes_changes_nothing(tmp_path: Path) -> None:
     first = launch(2, "same", tmp_path / "two", "all").found
     alone = everything(tmp_path / "one", [tmp_path / "two" / "saved"])

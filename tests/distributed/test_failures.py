@@ -26,6 +26,6 @@ def test_the_other_process_ends_with_the_reason(how: str, words: str, tmp_path: 
     assert result.status != 0
     first, second = result.found
     assert words in first["error"]
-    assert first["waited"] < TIMEOUT + 5
+    assert first["waited"] < TIMEOUT + 20  # of the 60 s that the other one is late
     assert second is None
     assert "PeerFailure" in result.output

@@ -23,6 +23,7 @@ use_cpu: false
 """
 
 
+@pytest.mark.row(135)
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the configuration is for a CPU")
 def test_a_configuration_file_of_accelerate(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"

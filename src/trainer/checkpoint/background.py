@@ -85,8 +85,11 @@ class BackgroundWriter:
         on_done: Callable[[Path], None] | None,
     ) -> None:
         try:
-            path = save(root, step, contents)
+            path = self._save(root, step, contents)
             if on_done is not None:
                 on_done(path)
         except BaseException as error:
             self._failure = error
+
+    def _save(self, root: str | os.PathLike[str], step: int, contents: Contents) -> Path:
+        return save(root, step, contents)

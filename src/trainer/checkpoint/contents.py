@@ -10,6 +10,7 @@ from attrs import evolve, field, frozen
 from torch import Tensor
 
 from trainer.checkpoint.hf_format import HfParts
+from trainer.checkpoint.pieces import Layout
 from trainstep import tree
 from trainstep.state import TrainState
 
@@ -33,6 +34,7 @@ class Contents:
         model_tensors: the model's tensors by name, for ``write_model``. They may share memory with the
             state and with each other; a copy shares likewise, so that nothing is copied twice.
         hf: what the files of the Hugging Face Trainer hold; None writes the format without pickles.
+        layout: of which tensors ``state`` holds this process's parts only; None if it is whole.
     """
 
     write_model: Callable[..., None]
@@ -44,6 +46,7 @@ class Contents:
     world_size: int = 1
     model_tensors: Mapping[str, Tensor] | None = None
     hf: HfParts | None = None
+    layout: Layout | None = None
 
     def put_model(self, folder: Path) -> None:
         """Call ``write_model`` with what it takes."""

@@ -23,7 +23,9 @@ from trainer.checkpoint.layout import (
     step_of,
 )
 from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.pieces import join, specs
 from trainer.checkpoint.scan import Scan
+from trainer.checkpoint.source import Source
 from trainstep.serialize import from_flat
 from trainstep.state import TrainState
 
@@ -43,6 +45,7 @@ class Loaded:
         arguments: the arguments of the training that wrote it.
         host_rng: the random state of each rank's host.
         manifest: what it consists of; ``manifest.step`` is its step.
+        source: where the state is to be read from, if it was not read; see ``open_lazily``.
         foreign: what the Hugging Face Trainer wrote, for a checkpoint that is its own; such a one has no
             state, position, arguments, files and digests. None for those of this package.
     """
@@ -55,6 +58,7 @@ class Loaded:
     host_rng: dict[int, dict[str, Any]]
     manifest: Manifest
     foreign: Foreign | None = None
+    source: Source | None = None
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> Loaded:
@@ -75,17 +79,50 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
     train_state = json.loads(scan.texts[TRAIN_STATE])
     state = None
     if train_state["state"] is not None:
-        tensors = {leaf: tensor.to(device) for leaf, tensor in scan.tensors.items()}
+        whole = specs(train_state["state"]["structure"])
+        leaves = join(scan.tensors, train_state.get("pieces", {}), whole)
+        tensors = {leaf: tensor.to(device) for leaf, tensor in leaves.items()}
         state = _rebuild(path, tensors, train_state["state"])
+    return _loaded(scan, state)
+
+
+def open_lazily(path: str | os.PathLike[str]) -> Loaded:
+    """Read and verify all of a checkpoint but the tensors, for processes that each need parts of them.
+
+    ``Loaded.source`` gives them, each verified when it is read.
+
+    Raises:
+        CheckpointError: if anything is missing or is not what was written, or for a checkpoint of the
+            Hugging Face Trainer.
+    """
+    path = Path(path)
+    if is_foreign(path):
+        raise CheckpointError(
+            f"{path}: a checkpoint of the Hugging Face Trainer cannot be resumed by distributed training "
+            "(fsdp). Resume it without fsdp for one step, which saves it in this package's format"
+        )
+    scan = Scan(path, keep=False, digests=False)
+    _raise_if_any(path, scan.read_texts())
+    assert scan.manifest is not None
+    train_state = json.loads(scan.texts[TRAIN_STATE])
+    source = None
+    if train_state["state"] is not None:
+        source = Source.of_checkpoint(path, scan.manifest, train_state)
+    return _loaded(scan, None, source)
+
+
+def _loaded(scan: Scan, state: TrainState | None, source: Source | None = None) -> Loaded:
+    assert scan.manifest is not None
     ranks = {rank: name for name in scan.texts if (rank := host_rng_rank(name)) is not None}
     return Loaded(
-        path=path,
+        path=scan.path,
         state=state,
-        position=train_state["position"],
+        position=json.loads(scan.texts[TRAIN_STATE])["position"],
         trainer_state=scan.texts[TRAINER_STATE].decode(),
         arguments=json.loads(scan.texts[ARGUMENTS]),
         host_rng={rank: json.loads(scan.texts[ranks[rank]]) for rank in sorted(ranks)},
         manifest=scan.manifest,
+        source=source,
     )
 
 

@@ -74,29 +74,38 @@ class Scan:
 
     def run(self) -> list[str]:
         """Read everything and return the problems."""
-        try:
-            self.manifest = parse_manifest((self.path / MANIFEST).read_bytes())
-        except FileNotFoundError:
-            what = "missing; the save was cut off, or another program wrote this folder"
-            return [f"{MANIFEST}: {what}" if self.path.is_dir() else f"{self.path}: no such folder"]
-        except (CheckpointError, OSError) as error:
-            return [str(error)]
-        files = self.manifest.files
-        for name in _TEXTS:
-            if name not in files:
-                self._note(name, f"not in {MANIFEST}")
-        texts = [name for name in files if _is_text(name)]
-        for name in texts:
-            if self._fits(name):
-                self._text(name)
+        if self.read_texts() and self.manifest is None:
+            return self.problems
+        assert self.manifest is not None
         places = self._places()
-        large = [name for name in files if name not in texts and self._fits(name)]
+        files = self.manifest.files
+        large = [name for name in files if not _is_text(name) and self._fits(name)]
         with Hashing() as hashing:
             pending = [self._start(name, places.get(name, {}), hashing) for name in large]
             hashing.join()
         for finish in pending:
             finish()
         self._check_leaves(places)
+        return self.problems
+
+    def read_texts(self) -> list[str]:
+        """Read the manifest and the JSON files only, and return the problems."""
+        try:
+            self.manifest = parse_manifest((self.path / MANIFEST).read_bytes())
+        except FileNotFoundError:
+            what = "missing; the save was cut off, or another program wrote this folder"
+            there = self.path.is_dir()
+            self.problems = [f"{MANIFEST}: {what}" if there else f"{self.path}: no such folder"]
+            return self.problems
+        except (CheckpointError, OSError) as error:
+            self.problems = [str(error)]
+            return self.problems
+        for name in _TEXTS:
+            if name not in self.manifest.files:
+                self._note(name, f"not in {MANIFEST}")
+        for name in self.manifest.files:
+            if _is_text(name) and self._fits(name):
+                self._text(name)
         return self.problems
 
     def _start(self, name: str, places: _Places, hashing: Hashing) -> Callable[[], None]:

@@ -51,8 +51,8 @@ def save(root: str | os.PathLike[str], step: int, contents: Contents) -> Path:
     """
     root = Path(root)
     final, temporary = checkpoint_dir(root, step), sibling_dir(root, "tmp", step)
-    prepared = _prepare(contents)
-    with _disk_errors(final):
+    prepared = prepare(contents)
+    with disk_errors(final):
         root.mkdir(parents=True, exist_ok=True)
         tidy(root, step)
         space.check(root, prepared.needed)
@@ -67,7 +67,7 @@ def save(root: str | os.PathLike[str], step: int, contents: Contents) -> Path:
 
 
 @define
-class _Prepared:
+class Prepared:
     """What is known before anything is written: files by name, leaves by path, bytes in all."""
 
     files: dict[str, bytes]
@@ -76,7 +76,7 @@ class _Prepared:
     needed: int
 
 
-def _prepare(contents: Contents) -> _Prepared:
+def prepare(contents: Contents) -> Prepared:
     """Turn all but the tensors into bytes, so that what JSON refuses is refused before writing."""
     files = {TRAINER_STATE: contents.trainer_state.encode()}
     parts: dict[str, Any] = {ARGUMENTS: contents.arguments}
@@ -91,7 +91,7 @@ def _prepare(contents: Contents) -> _Prepared:
         _check_leaves(leaves)
     weighed = leaves or contents.model_tensors or {}
     needed = space.estimate(weighed.values(), files.values())
-    return _Prepared(files, leaves, {"state": metadata, "position": contents.position}, needed)
+    return Prepared(files, leaves, {"state": metadata, "position": contents.position}, needed)
 
 
 def _json(name: str, value: Any) -> bytes:
@@ -113,10 +113,14 @@ def _check_leaves(leaves: dict[str, Tensor]) -> None:
             )
 
 
-def _write(folder: Path, step: int, contents: Contents, prepared: _Prepared) -> None:
+def _write(folder: Path, step: int, contents: Contents, prepared: Prepared) -> None:
     io.make_folder(folder)
     files, leaves = _write_files(folder, contents, prepared)
-    manifest = Manifest(step=step, world_size=contents.world_size, files=files, leaves=leaves)
+    seal(folder, Manifest(step=step, world_size=contents.world_size, files=files, leaves=leaves))
+
+
+def seal(folder: Path, manifest: Manifest) -> None:
+    """Write the manifest of a folder that is complete but for it, and bring the folder to the disk."""
     with io.create(folder / MANIFEST) as file:
         io.write(file, manifest.render())
         io.sync_open(file)
@@ -126,14 +130,14 @@ def _write(folder: Path, step: int, contents: Contents, prepared: _Prepared) -> 
 
 
 def _write_files(
-    folder: Path, contents: Contents, prepared: _Prepared
+    folder: Path, contents: Contents, prepared: Prepared
 ) -> tuple[dict[str, File], dict[str, str]]:
     """Write all but the manifest; return its entries on the files, and the digests of the leaves.
 
     The optimizer's file is written in a thread while the model writes its own.
     """
     stored, (weights, others) = Stored(prepared.leaves), split(prepared.leaves)
-    _settle(prepared.leaves)
+    settle(prepared.leaves)
     with (
         Hashing() as hashing,
         closing(Workers(2)) as syncing,
@@ -148,7 +152,7 @@ def _write_files(
         if separate:
             writing.put(write_leaves, folder / PARTIAL, name, others, *more)
         contents.put_model(folder)
-        _absorb(folder, weights, *more, comparing)
+        absorb(folder, weights, *more, comparing)
         if rest := {path: leaf for path, leaf in weights.items() if path not in stored.where}:
             write_leaves(folder / WEIGHTS, WEIGHTS, rest, *more)
         if contents.hf is not None:
@@ -156,7 +160,7 @@ def _write_files(
                 folder, contents.hf, contents.host_rng, contents.world_size, *more
             )
         writing.join()
-        _write_texts(folder, prepared, stored, syncing)
+        write_texts(folder, prepared, stored, syncing)
         hashing.join()
         syncing.join()
         if separate:
@@ -164,7 +168,8 @@ def _write_files(
     return stored.files(folder, hashing.leaves), hashing.leaves
 
 
-def _write_texts(folder: Path, prepared: _Prepared, stored: Stored, syncing: Workers) -> None:
+def write_texts(folder: Path, prepared: Prepared, stored: Stored, syncing: Workers) -> None:
+    """Write the JSON files; ``train_state.json`` says where the leaves in ``stored`` are."""
     # Sorted, as several threads put entries there.
     where = {"where": dict(sorted(stored.where.items())), "raw": dict(sorted(stored.raw.items()))}
     files = {**prepared.files, TRAIN_STATE: to_json({**prepared.train_state, **where})}
@@ -175,13 +180,14 @@ def _write_texts(folder: Path, prepared: _Prepared, stored: Stored, syncing: Wor
         stored.shas[name] = new_sha(data)
 
 
-def _settle(leaves: dict[str, Tensor]) -> None:
+def settle(leaves: dict[str, Tensor]) -> None:
     """Wait for the devices, so that threads read finished tensors whatever stream wrote them."""
     for device in {leaf.device for leaf in leaves.values() if leaf.is_cuda}:
         torch.cuda.synchronize(device)
 
 
-def _absorb(folder: Path, *arguments: Any) -> None:
+def absorb(folder: Path, *arguments: Any) -> None:
+    """``absorb_model``, whose refusal is a CheckpointError."""
     try:
         absorb_model(folder, *arguments)
     except ValueError as error:
@@ -197,7 +203,8 @@ def _rename_new(source: Path, target: Path) -> None:
 
 
 @contextmanager
-def _disk_errors(final: Path) -> Iterator[None]:
+def disk_errors(final: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a CheckpointError on the checkpoint ``final``."""
     try:
         yield
     except (OSError, SafetensorError) as error:

@@ -28,9 +28,10 @@ def wrap(model: nn.Module, args: Any) -> DistributedDataParallel:
     """
     options: dict[str, Any] = {}
     unused = args.ddp_find_unused_parameters
-    if unused is None:  # library models use all parameters, except when they are checkpointed
+    if unused is None:  # a static graph tells by itself; recomputed layers cannot be searched
         library = hasattr(model, "save_pretrained")
-        unused = not (library and getattr(model, "is_gradient_checkpointing", False))
+        recomputed = library and getattr(model, "is_gradient_checkpointing", False)
+        unused = not (recomputed or args.ddp_static_graph)
     if args.ddp_bucket_cap_mb is not None:
         options["bucket_cap_mb"] = args.ddp_bucket_cap_mb
     if args.device.type != "cpu":

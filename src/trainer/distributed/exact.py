@@ -126,7 +126,7 @@ class ExactEngine(LocalEngine):
         spread(dict(self._parameters), grads, self._ranks, fill=_NOTHING)
         total = torch.full((), _NOTHING, device=self._ranks.device) if loss is None else loss
         sums = [p.grad for _, p in self._parameters if p.grad is not None]
-        sum_in_tree_([*sums, total], self._ranks)
+        sum_in_tree_([*sums, total])
         return total
 
     def _versions(self) -> dict[str, tuple[int, int]]:

@@ -6,20 +6,19 @@ half of a binary tree, those with odd numbers the other, and so on down. With ``
 two, number ``i`` is computed by process ``i % w``, whose numbers are a subtree; what is left is the top of
 the tree, over the bits of the rank: ``((0 + 4) + (2 + 6)) + ((1 + 5) + (3 + 7))`` for eight.
 
-It is computed by recursive halving: processes whose ranks differ in the highest bit exchange halves of what
-they have and add, then those that differ in the next bit exchange quarters, down to the lowest, after
-which each holds a finished piece, and the pieces are gathered. Each process sends ``2 (w - 1) / w`` times
-the size of the gradients, as much as a ring all-reduce (Thakur, Rabenseifner and Gropp, 2005,
-"Optimization of Collective Communication Operations in MPICH").
+``trainstep.collectives.tree_sum`` computes it; each process sends ``2 (w - 1) / w`` times the size of the
+gradients, as much as a ring all-reduce.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+import trainstep as ts
 from trainer.distributed.ranks import Ranks
 
 BUCKET = 32 * 2**20
@@ -41,12 +40,12 @@ def broadcast_(tensors: Iterable[Tensor], source: int = 0) -> None:
     _apply(tensors, lambda flat: dist.broadcast(flat, src=source))
 
 
-def sum_in_tree_(tensors: Iterable[Tensor], ranks: Ranks) -> None:
+def sum_in_tree_(tensors: Iterable[Tensor]) -> None:
     """Replace floating-point tensors by their sums over the processes, in the exact order.
 
     Where a process has nothing to add, it gives ``-0.0``, which changes no number it is added to.
     """
-    _apply(tensors, lambda flat: _halving(flat, ranks))
+    _apply(tensors, lambda flat: flat.copy_(ts.collectives.tree_sum(flat)))
 
 
 def check_power_of_two(size: int) -> None:
@@ -76,44 +75,12 @@ def buckets(tensors: Iterable[Tensor], limit: int = BUCKET) -> Iterator[list[Ten
         yield bucket
 
 
-def _apply(tensors: Iterable[Tensor], act: Callable[[Tensor], None]) -> None:
+def _apply(tensors: Iterable[Tensor], act: Callable[[Tensor], Any]) -> None:
     """Let ``act`` change tensors in place, many of them at once as one flat tensor."""
     with torch.no_grad():
         for bucket in buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             act(flat)
-            _put_back(flat, bucket)
-
-
-def _put_back(flat: Tensor, bucket: Sequence[Tensor]) -> None:
-    parts = flat.split([tensor.numel() for tensor in bucket])
-    for tensor, part in zip(bucket, parts, strict=True):
-        tensor.copy_(part.view_as(tensor))
-
-
-def _halving(flat: Tensor, ranks: Ranks) -> None:
-    piece = -(-flat.numel() // ranks.size)
-    work = torch.nn.functional.pad(flat, (0, piece * ranks.size - flat.numel()))
-    received = torch.empty_like(work[: work.numel() // 2])
-    low, high, distance = 0, work.numel(), ranks.size // 2
-    while distance:
-        middle = (low + high) // 2
-        lower, upper = (low, middle), (middle, high)
-        keep, give = (upper, lower) if ranks.rank & distance else (lower, upper)
-        incoming = received[: middle - low]
-        _exchange(work[slice(*give)], incoming, ranks.rank ^ distance)
-        work[slice(*keep)] += incoming
-        (low, high), distance = keep, distance // 2
-    # Halves were kept by the bits of the rank, from the highest: the pieces lie in the order of the ranks.
-    pieces = list(work.split(piece))
-    dist.all_gather(pieces, work[low:high].clone())
-    flat.copy_(work[: flat.numel()])
-
-
-def _exchange(outgoing: Tensor, incoming: Tensor, partner: int) -> None:
-    operations = [
-        dist.P2POp(dist.isend, outgoing, partner),
-        dist.P2POp(dist.irecv, incoming, partner),
-    ]
-    for work in dist.batch_isend_irecv(operations):
-        work.wait()
+            parts = flat.split([tensor.numel() for tensor in bucket])
+            for tensor, part in zip(bucket, parts, strict=True):
+                tensor.copy_(part.view_as(tensor))

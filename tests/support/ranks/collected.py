@@ -20,8 +20,7 @@ from support import models
 from support.ranks.launch import report
 from trainstep import collectives
 
-ROOT = Path(__file__).parents[3]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[3] / "benchmarks"))
 import wire
 
 MICROBATCHES, STEPS = 8, 4

@@ -43,7 +43,11 @@ def start(
     """Start ``support/ranks/<script>.py`` in ``count`` processes; output goes to ``folder/output.txt``."""
     folder.mkdir(parents=True, exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if "RANK" not in name}
-    environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    environment |= {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     environment["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent / "src"), str(TESTS)])
     command = [sys.executable, *launcher, f"{processes}={count}"]
     command += [str(TESTS / "support" / "ranks" / f"{script}.py"), str(folder), *arguments]

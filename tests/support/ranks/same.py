@@ -102,7 +102,9 @@ def exactly(folder: Path) -> dict[str, Any]:
     """Exact reduction with dropout, clipping, accumulation, and epochs that end in the middle."""
     found = {}
     cases: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
-        **{f"mean {n}": (lambda: scored("dropout"), samples(n), {}) for n in (16, 15, 13, 11, 9, 3)},
+        **{
+            f"mean {n}": (lambda: scored("dropout"), samples(n), {}) for n in (16, 15, 13, 11, 9, 3)
+        },
         "items": (Words, words(21), {}),
         "smoothed": (Words, words(13), {"label_smoothing_factor": 0.1}),
         "odd rows": (lambda: scored("dropout"), samples(19), {"max_grad_norm": 0.1}),
@@ -196,7 +198,11 @@ def evaluated(folder: Path) -> dict[str, Any]:
         data = samples(n, seed=4)
         wanted = {"include_for_metrics": ["inputs", "loss"], "eval_accumulation_steps": 2}
         trainer = make_trainer(
-            folder, scored("mlp", Half), more={"compute_metrics": keep(f"metrics {n}")}, **small, **wanted
+            folder,
+            scored("mlp", Half),
+            more={"compute_metrics": keep(f"metrics {n}")},
+            **small,
+            **wanted,
         )
         trainer.model.main_input_name = "x"
         predicted = trainer.predict(data)

@@ -35,6 +35,7 @@ def test_length_grouped_puts_the_longest_first_and_sorts_megabatches() -> None:
         assert order.indices(epoch + 1, 0, 101).tolist() != drawn
 
 
+@pytest.mark.row(194)
 def test_length_grouped_shares_agree_after_an_extra_draw_on_one_rank() -> None:
     order = LengthGrouped(LENGTHS, batch_size=4, seed=0)
     rank0 = order.indices(1, 0, 50).tolist()

@@ -248,6 +248,7 @@ def test_workers_without_data_end_at_once() -> None:
     assert numbers(batches(Few(), workers=3)) == [[0, 1, 2], [3, 4]]
 
 
+@pytest.mark.row(60)
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_are_told_every_epoch(persistent: bool, tmp_path: Path) -> None:
     ours = feed(
@@ -263,6 +264,7 @@ def test_workers_are_told_every_epoch(persistent: bool, tmp_path: Path) -> None:
 # ---- ranks
 
 
+@pytest.mark.row(60)
 @pytest.mark.parametrize("kind", [Numbers, Saved])
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ranks_share_every_global_batch(kind: Any, workers: int) -> None:
