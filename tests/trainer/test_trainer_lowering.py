@@ -44,13 +44,15 @@ def test_why_there_are_no_graphs_is_said_once(tmp_path: Path, caplog: Any) -> No
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             return super().compute_loss(*args, **kwargs)
 
+    trainer = make_trainer(tmp_path, make=Own, capture="off", log_level="info")
+    trainer._prepare_inputs = lambda inputs: inputs
     with caplog.at_level(logging.INFO, logger="trainer"):
-        make_trainer(tmp_path, make=Own, capture="off", log_level="info").train()
+        trainer.train()
 
     (message,) = (r.message for r in caplog.records if "CUDA graphs" in r.message)
     assert message == (
         'Steps are eager, without CUDA graphs: capture="off"; the device is cpu; Own overrides '
-        "compute_loss."
+        "compute_loss; Own overrides _prepare_inputs."
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import trainstep as ts
 from support.fake_ranks import Ranks
@@ -61,9 +62,14 @@ def test_tensors_keep_to_addresses_that_kernels_like() -> None:
 
 def test_one_exchange_for_each_kind_of_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks(2)
-    calls: list[Any] = []
+    calls: list[torch.dtype] = []
     reduce = ranks.all_reduce
-    ranks.all_reduce = lambda t, **more: (calls.append(t.dtype), reduce(t, **more))  # type: ignore
+
+    def counted(tensor: Tensor, **options: Any) -> None:
+        calls.append(tensor.dtype)
+        reduce(tensor, **options)
+
+    monkeypatch.setattr(ranks, "all_reduce", counted)
     given = {"a": torch.ones(3), "b": [torch.ones(2, 2), torch.ones(1).double()], "n": 1, "c": 2.0}
     ranks.run(lambda rank: collectives.psum(given))
     assert sorted(calls, key=str) == sorted(
