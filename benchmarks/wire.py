@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 import struct
 
 _BYTES_SENT = 200
@@ -17,10 +18,12 @@ def sent() -> int:
     total = 0
     for descriptor in os.listdir("/proc/self/fd"):
         try:
-            connection = socket.socket(fileno=os.dup(int(descriptor)))
-        except OSError:  # no socket, or closed since it was listed
+            if not stat.S_ISSOCK(os.fstat(int(descriptor)).st_mode):
+                continue
+            copy = os.dup(int(descriptor))
+        except OSError:  # closed since it was listed
             continue
-        with connection:
+        with socket.socket(fileno=copy) as connection:
             if connection.type != socket.SOCK_STREAM or connection.family == socket.AF_UNIX:
                 continue
             info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 512)

@@ -35,16 +35,23 @@ def note_best(args: Any, state: TrainerState, metrics: dict[str, float]) -> bool
 
 def load_best(trainer: Any) -> None:
     """Load the weights of the best checkpoint into the model, in place; warns if it is not there."""
+    best = choose(trainer)
+    if best is not None:
+        trainer._load_model(best)
+
+
+def choose(trainer: Any) -> Path | None:
+    """Return the best checkpoint; None, after a warning, if it is not there or damaged."""
     best = trainer.state.best_model_checkpoint
     if best is None:
         logger.warning(
             "load_best_model_at_end: no checkpoint holds the best model; keeping the last"
         )
-        return
+        return None
     problems = checkpoint.verify(Path(best))
     if problems:
         logger.warning("The best checkpoint %s is damaged, keeping the last: %s", best, problems[0])
-        return
+        return None
     if Path(best).name != checkpoint.checkpoint_dir("", trainer.state.best_global_step).name:
         logger.warning(
             "load_best_model_at_end: step %d was the best but has no checkpoint; loading that of the "
@@ -52,7 +59,7 @@ def load_best(trainer: Any) -> None:
             trainer.state.best_global_step,
         )
     logger.info("Loading the best model from %s (score %s)", best, trainer.state.best_metric)
-    trainer._load_model(Path(best))
+    return Path(best)
 
 
 def keep_only(root: Path, best: Path) -> None:

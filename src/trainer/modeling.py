@@ -79,6 +79,29 @@ def save_weights(
     save_file(_distinct(tensors), str(folder / WEIGHTS_NAME), metadata={"format": "pt"})
 
 
+def save_configuration(model: nn.Module, folder: Path) -> None:
+    """Write the configuration of a library model into ``folder``, without weights; others have none."""
+    model = unwrap(model)
+    config: Any = getattr(model, "config", None)
+    if not callable(getattr(config, "save_pretrained", None)):
+        return
+    # As ``save_pretrained`` of the model notes it; sharding has put a word before the class's name.
+    config.architectures = [type(model).__name__.removeprefix("FSDP")]
+    config.save_pretrained(folder)
+    generation: Any = getattr(model, "generation_config", None)
+    if generation is not None:
+        generation.save_pretrained(folder)
+
+
+def put_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors into the parameters and buffers of the same names, in place."""
+    model = unwrap(model)
+    own = dict([*model.named_parameters(), *model.named_buffers()])
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
 def _distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return each tensor once, under its first name, contiguous."""
     kept: dict[str, Tensor] = {}

@@ -12,7 +12,7 @@ import trainstep as ts
 from trainer import checkpoint, hf_checkpoints, modeling
 from trainer.callbacks import TRAINER_STATE_NAME, TrainerState, restore_callback_states
 from trainer.checkpoint import host_rng
-from trainer.distributed import agree
+from trainer.distributed import agree, fsdp_plan
 from trainer.distributed.ranks import Ranks, rows_of_rank
 from trainer.loop import Run
 from trainer.meter import Meter
@@ -42,7 +42,9 @@ def find_checkpoint(trainer: Any, wanted: str | Path | bool | None) -> checkpoin
         return _choose(trainer, wanted) if ranks.first else None
 
     def load() -> checkpoint.Loaded:
-        return checkpoint.load(Path(str(path)))
+        # With parts of tensors, each process reads its own, when it knows which they are.
+        read = checkpoint.open_lazily if fsdp_plan.wanted(trainer.args) else checkpoint.load
+        return read(Path(str(path)))
 
     path = agree.from_first(ranks, agree.together(ranks, "resuming", choose, ValueError))
     found = agree.together(ranks, f"reading {path}", load, checkpoint.CheckpointError)
@@ -98,7 +100,9 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
 
 def _take_up(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> None:
     """Take over state, position and running means from a checkpoint of this package."""
-    if found.state is None:
+    if fsdp_plan.wanted(trainer.args):
+        _take_up_parts(trainer, run, found)
+    elif found.state is None:
         logger.warning(
             "%s was saved with save_only_model: the weights are restored, optimizer moments are not.",
             found.path,
@@ -111,6 +115,17 @@ def _take_up(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> 
     _seek(trainer, run, found)
     if "meter" in found.position:
         meter.restore(found.position["meter"])
+
+
+def _take_up_parts(trainer: Any, run: Run, found: checkpoint.Loaded) -> None:
+    from trainer.distributed import fsdp_state
+
+    if found.source is None:
+        raise ValueError(
+            f"{found.path} was saved with save_only_model, which distributed training (fsdp) cannot "
+            "resume: build the model from it (from_pretrained) and start anew."
+        )
+    run.state = fsdp_state.take_up(run.state, found, trainer._adopted, trainer._ranks)
 
 
 def _adopt(adopted: Adopted, mine: ts.TrainState, theirs: ts.TrainState) -> ts.TrainState:

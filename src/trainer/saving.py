@@ -9,7 +9,7 @@ from trainer.best import keep_only as keep_only
 from trainer.best import mark_best
 from trainer.best import note_best as note_best
 from trainer.checkpoint import host_rng
-from trainer.distributed import agree
+from trainer.distributed import agree, fsdp_plan
 from trainer.distributed.ranks import rows_of_rank
 from trainer.distributed.start import share_model
 from trainer.loop import Run
@@ -64,9 +64,14 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
         arguments=args.to_sanitized_dict(),
         host_rng={} if only_model else dict(enumerate(agree.gather(ranks, host_rng.capture()))),
         world_size=ranks.size,
-        model_tensors=trainer._model_tensors() if writer else None,
+        model_tensors=trainer._model_tensors() if writer and not fsdp_plan.wanted(args) else None,
         hf=hf_checkpoints.parts_of(trainer, run) if args.checkpoint_format == "hf" else None,
     )
+    sharded = fsdp_plan.wanted(args)
+    if sharded:
+        from trainer.distributed import fsdp_state
+
+        contents = fsdp_state.distributed_contents(trainer, contents)
     kept = state.best_model_checkpoint
 
     def tidy(path: Path) -> None:
@@ -77,7 +82,10 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
             logger.warning("After saving step %d: %s", step, error)
 
     def write() -> None:
-        if writer:
+        if sharded and fsdp_state.in_parts(args):
+            note_failure(trainer, wait=True)
+            fsdp_state.write(trainer, root, step, contents, tidy)
+        elif writer:
             note_failure(trainer, wait=True)  # else that of the last save would stand for this one
             writer.submit(root, step, contents, on_done=tidy)
         elif args.should_save:
@@ -108,6 +116,13 @@ def close(trainer: Any) -> None:
 def load_best(trainer: Any) -> None:
     """Load the best checkpoint's weights, read by process 0, into the model of every process."""
     ranks = trainer._ranks
+    if fsdp_plan.wanted(trainer.args):
+        from trainer.distributed import fsdp_state
+
+        path = best.choose(trainer) if ranks.first else None
+        if (path := agree.from_first(ranks, path)) is not None:
+            fsdp_state.read_weights(trainer, path)
+        return
 
     def read() -> None:
         if ranks.first:

@@ -107,9 +107,9 @@ def test_bytes_on_the_wire_are_those_of_the_formulas(found: list[Any]) -> None:
         "fsdp, 2 micro-batches": traffic.fsdp_sent(whole, world, 2, scatter=traffic.all_reduce),
     }
     for each in found:
-        # Besides: headers of the backend, barriers, the loss and the weight, 5 kB or so.
+        # Besides: headers of the backend, barriers, the loss and the weight.
         for name, size in expected.items():
-            assert size <= each["traffic"][name] <= size + 16_000, name
+            assert size <= each["traffic"][name] <= 1.005 * size + 12_000, name
 
 
 def test_the_page_has_the_tables_of_the_formulas(capsys: pytest.CaptureFixture[str]) -> None:

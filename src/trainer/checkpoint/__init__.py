@@ -6,10 +6,12 @@ finds the one to resume from. No pickle anywhere. ``BackgroundWriter`` saves bes
 
 from trainer.checkpoint import host_rng
 from trainer.checkpoint.background import BackgroundWriter
+from trainer.checkpoint.consolidate import consolidate
 from trainer.checkpoint.contents import Contents
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.layout import checkpoint_dir, list_checkpoints
 from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.pieces import is_in_pieces
 from trainer.checkpoint.place import tidy
 from trainer.checkpoint.reader import Loaded, load, newest, open_lazily, verify
 from trainer.checkpoint.rotation import rotate
@@ -22,7 +24,9 @@ __all__ = [
     "Loaded",
     "Manifest",
     "checkpoint_dir",
+    "consolidate",
     "host_rng",
+    "is_in_pieces",
     "list_checkpoints",
     "load",
     "newest",

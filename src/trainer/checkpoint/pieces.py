@@ -7,6 +7,7 @@ piece as that of a leaf, so that pieces are verified like any tensor.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,7 +67,14 @@ def is_state_file(name: str) -> bool:
     return _STATE.fullmatch(name) is not None
 
 
-def piece_name(leaf: str, whole: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]) -> str:
+def is_in_pieces(folder: Path) -> bool:
+    """Tell whether a checkpoint's tensors lie in pieces."""
+    return folder.is_dir() and any(is_state_file(path.name) for path in folder.iterdir())
+
+
+def piece_name(
+    leaf: str, whole: Sequence[int], offsets: Sequence[int], lengths: Sequence[int]
+) -> str:
     """Return what a piece is called: its leaf's path, and where it begins unless it is all."""
     if tuple(whole) == tuple(lengths):
         return leaf

@@ -33,7 +33,15 @@ from trainer.checkpoint.pieces import piece_name, state_file
 from trainer.checkpoint.place import publish, tidy
 from trainer.checkpoint.planning import Part, SavePlanner
 from trainer.checkpoint.weights import Stored, write_leaves
-from trainer.checkpoint.writer import Prepared, absorb, disk_errors, prepare, seal, settle, write_texts
+from trainer.checkpoint.writer import (
+    Prepared,
+    absorb,
+    disk_errors,
+    prepare,
+    seal,
+    settle,
+    write_texts,
+)
 from trainstep.serialize import to_flat
 
 
@@ -122,7 +130,11 @@ class _Writer(dcp.StorageWriter):
             self._made = folder
             self._contents.put_model(folder)
             self._others = Stored({_name(item) for plan in plans for item in plan.items})
-            with Hashing() as hashing, closing(Workers(1)) as syncing, closing(Workers(1)) as comparing:
+            with (
+                Hashing() as hashing,
+                closing(Workers(1)) as syncing,
+                closing(Workers(1)) as comparing,
+            ):
                 absorb(folder, {}, self._others, hashing, syncing, comparing)
                 hashing.join()
                 syncing.join()

@@ -45,6 +45,10 @@ _PIECE = 1 << 24
 """Bytes that are written at a time."""
 
 
+Spec = tuple[torch.dtype, tuple[int, ...]]
+"""The dtype and the shape of a tensor."""
+
+
 @frozen
 class Entry:
     """One tensor in a file.
@@ -83,20 +87,13 @@ def write_tensors(
     once for those that had to be copied, so that no copy is kept; for the others after ``written()``,
     which starts to bring the closed file to the disk, so that hashing does not keep that waiting.
     """
-    # Wide types first, so that each tensor is aligned to its item size in the file.
-    order = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in order:
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        spec = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape)}
-        header[name] = {**spec, "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    form = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    order, head = _header(form)
     later = []
     with io.create(path) as file:
-        _put(file, len(text).to_bytes(8, "little") + text)
-        for name, tensor in order:
+        _put(file, head)
+        for name in order:
+            tensor = tensors[name]
             host = host_tensor(tensor)
             _put(file, bytes_of(host))
             if host.data_ptr() == tensor.data_ptr():
@@ -106,6 +103,37 @@ def write_tensors(
     written()
     for name, host in later:
         leaf_of(name, host)
+
+
+def write_stream(path: Path, specs: Mapping[str, Spec], value: Callable[[str], Tensor]) -> None:
+    """Write tensors to a new file, asking for one after the other: no two need be in memory.
+
+    Args:
+        path: the file.
+        specs: their dtypes and shapes, by name.
+        value: gives a tensor by its name.
+    """
+    order, head = _header(specs)
+    with io.create(path) as file:
+        _put(file, head)
+        for name in order:
+            _put(file, bytes_of(host_tensor(value(name))))
+
+
+def _header(specs: Mapping[str, Spec]) -> tuple[list[str], bytes]:
+    """Return names in the order of their bytes in the file, and what comes before these."""
+    # Wide types first, so that each tensor is aligned to its item size in the file.
+    order = sorted(specs, key=lambda name: (-specs[name][0].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        dtype, shape = specs[name]
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        spec = {"dtype": _NAMES[dtype], "shape": list(shape)}
+        header[name] = {**spec, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return order, len(text).to_bytes(8, "little") + text
 
 
 def read_header(path: Path) -> tuple[list[Entry], bytes]:

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from trainer.cli.commands import bisect, diff, inspect, replay, verify
+from trainer.cli.commands import bisect, consolidate, diff, inspect, replay, verify
 from trainer.cli.result import TROUBLE, Refusal, Result, one_line
 
-_COMMANDS = (inspect, verify, diff, replay, bisect)
+_COMMANDS = (inspect, verify, diff, replay, bisect, consolidate)
 _DESCRIPTION = """\
-Look at checkpoints, verify and compare them, replay runs, find where two runs part."""
+Look at checkpoints, verify and compare them, replay runs, find where two runs part,
+put sharded models together."""
 _EPILOG = """\
 exit status:
   0  nothing found: undamaged, equal, reproduced

@@ -21,7 +21,10 @@ from trainstep.state import TrainState
 
 @frozen
 class Leaf:
-    """One tensor of a state: its path, dtype, shape, digest, and the file that holds it."""
+    """One tensor of a state: its path, dtype, shape, digest, and the file that holds it.
+
+    In pieces, it has no digest, and several files.
+    """
 
     path: str
     dtype: str
@@ -52,7 +55,8 @@ class Glance:
         arguments: of the training.
         leaves: the tensors of the state; none if only the model was saved.
         digests: the digest of every leaf by path, of those too that are no tensors
-            (``trainstep.leaf_digests`` of the state); empty if only the model was saved.
+            (``trainstep.leaf_digests`` of the state); empty if only the model was saved, or in pieces.
+        in_pieces: processes saved their parts of tensors, each with a digest of its own.
     """
 
     path: Path
@@ -62,10 +66,11 @@ class Glance:
     arguments: dict[str, Any]
     leaves: list[Leaf]
     digests: dict[str, str]
+    in_pieces: bool = False
 
     @property
     def digest(self) -> str | None:
-        """``trainstep.digest`` of the state; None if only the model was saved."""
+        """``trainstep.digest`` of the state; None if only the model was saved, or in pieces."""
         return digest_log.combine(self.digests) if self.digests else None
 
 
@@ -91,6 +96,7 @@ def glance(path: Path) -> Glance:
         arguments=arguments,
         leaves=leaves,
         digests=digests,
+        in_pieces="pieces" in train_state,
     )
 
 
@@ -106,18 +112,20 @@ def _text(path: Path, manifest: Manifest, name: str) -> dict[str, Any]:
 def _leaves(manifest: Manifest, train_state: dict[str, Any]) -> tuple[list[Leaf], dict[str, str]]:
     if train_state["state"] is None:
         return [], {}
-    where = train_state["where"]
+    where, pieces = train_state["where"], train_state.get("pieces", {})
     shapes = _tensor_specs(train_state["state"]["structure"])
     leaves = [
         Leaf(
             path,
             spec["dtype"].removeprefix("torch."),
             tuple(spec["shape"]),
-            manifest.leaves[path],
-            where.get(path, (OPTIMIZER, path))[0],
+            manifest.leaves.get(path, ""),
+            _files(pieces[path], where) if path in pieces else where.get(path, (OPTIMIZER, path))[0],
         )
         for path, spec in shapes.items()
     ]
+    if pieces:  # only they have digests
+        return leaves, {}
     # Tensors without memory stand for the real ones, whose digests the manifest has.
     hollow = {
         leaf.path: torch.empty(leaf.shape, dtype=getattr(torch, leaf.dtype), device="meta")
@@ -128,6 +136,10 @@ def _leaves(manifest: Manifest, train_state: dict[str, Any]) -> tuple[list[Leaf]
         path: manifest.leaves[path] if path in hollow else leaf_digest(path, value).hex()
         for path, value in _entries(state)
     }
+
+
+def _files(pieces: dict[str, Any], where: dict[str, Any]) -> str:
+    return ", ".join(sorted({where[piece][0] for piece in pieces}))
 
 
 def _entries(state: TrainState) -> list[tuple[str, Any]]:

@@ -152,8 +152,8 @@ def refuse_statistics(module: torch.nn.Module) -> None:
 def _statistics(names: list[str]) -> str:
     return (
         "exact_reduction gives the same bits on any number of processes, but buffers that change in the "
-        f"forward pass depend on who sees which batch: {', '.join(names[:4])}. Use a layer without "
-        "running statistics (GroupNorm, LayerNorm), freeze them with eval(), or set "
+        f"forward pass depend on who sees which batch: {', '.join(names[:4])}. Use layers without "
+        "running statistics (GroupNorm, LayerNorm, track_running_stats=False), or set "
         "exact_reduction=False."
     )
 

@@ -232,4 +232,3 @@ def _take_unused(model: Any) -> None:
             f"that only some processes have (2.13); this is {torch.__version__}."
         )
     include(True)
-

@@ -25,7 +25,17 @@ _KNOWN = frozenset(
 )
 
 # Updates that look at whole rows, columns or matrices, of which a process has a part.
-_NOT_ELEMENTWISE = ("adafactor", "galore", "apollo", "lomo", "8bit", "4bit", "paged", "lamb", "muon")
+_NOT_ELEMENTWISE = (
+    "adafactor",
+    "galore",
+    "apollo",
+    "lomo",
+    "8bit",
+    "4bit",
+    "paged",
+    "lamb",
+    "muon",
+)
 
 
 @frozen
@@ -152,7 +162,14 @@ def _conflicts(args: Any, plan: Sharding) -> Iterator[str]:
             "bf16_full_eval and fp16_full_eval replace whole weights, of which each process has a part; "
             "use bf16 or fp16, which evaluate in half precision as well"
         )
+    if args.log_digest_steps:
+        yield "log_digest_steps needs the whole state on one process, again and again; set it to 0"
     name = str(args.optim)
+    if name.startswith("schedule_free") and plan.state_dict == "SHARDED_STATE_DICT":
+        yield (
+            f"optim={name} evaluates with other weights than it trains, which a checkpoint in parts does "
+            "not hold; set state_dict_type to FULL_STATE_DICT"
+        )
     if any(word in name for word in _NOT_ELEMENTWISE):
         yield (
             f"optim={name} needs whole rows or matrices, of which each process has a part; choose one that "

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from trainer import modeling, saving
+from trainer import checkpoint, modeling, saving
 from trainer.checkpoint import BackgroundWriter
-from trainer.distributed import agree
+from trainer.distributed import agree, fsdp_plan
 from trainer.facade.base import TrainerBase
 from trainer.figures import Figures
 from trainer.metrics import format_metrics, table, write_results
@@ -70,13 +70,15 @@ class OutputMixin(TrainerBase):
         """Write weights, configuration, processor and ``training_args.json``.
 
         Checkpoints are written through this method, too, with ``_internal_call=True``. Of several
-        processes only those write that ``args.should_save`` names; all may call it.
+        processes only those write that ``args.should_save`` names; all may call it, and with ``fsdp`` all
+        must: process 0 gathers the weights on its host and writes them, whatever ``state_dict_type`` says.
         """
+        tensors = self._gathered_model() if fsdp_plan.wanted(self.args) else None
         if not self.args.should_save:
             return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        self._write_model(folder)
+        self._write_model(folder, tensors)
         if not _internal_call:  # a checkpoint brings its own
             (folder / "training_args.json").write_text(self.args.to_json_string())
 
@@ -116,6 +118,10 @@ class OutputMixin(TrainerBase):
                     kept.copy_(buffer)
 
     def _make_writer(self) -> BackgroundWriter | None:
+        if fsdp_plan.wanted(self.args):
+            from trainer.distributed import fsdp_state
+
+            return fsdp_state.make_writer(self)
         if not self.args.async_save or not self.args.should_save:
             return None
         if type(self).save_model is not OutputMixin.save_model:
@@ -135,9 +141,28 @@ class OutputMixin(TrainerBase):
     def _write_model(self, folder: Path, tensors: Mapping[str, Tensor] | None = None) -> None:
         tensors = self._model_tensors() if tensors is None else tensors
         modeling.save_weights(self.model, folder, tensors)
+        self._write_processor(folder)
+
+    def _write_beside_weights(self, folder: Path) -> None:
+        """Write what a model's folder holds besides its weights, which are saved in parts."""
+        modeling.save_configuration(self.model, folder)
+        self._write_processor(folder)
+
+    def _gathered_model(self) -> dict[str, Tensor]:
+        from trainer.distributed import fsdp, fsdp_state
+
+        fsdp.shard(self)
+        return fsdp_state.gathered_model(self)
+
+    def _write_processor(self, folder: Path) -> None:
         processor = self.processing_class or getattr(self.data_collator, "tokenizer", None)
         if processor is not None and hasattr(processor, "save_pretrained"):
             processor.save_pretrained(folder)
 
     def _load_model(self, folder: Path) -> None:
+        if not (folder / modeling.WEIGHTS_NAME).exists() and checkpoint.is_in_pieces(folder):
+            state = checkpoint.load(folder).state
+            assert state is not None
+            modeling.put_weights(self.model, {**state.params, **state.buffers})
+            return
         modeling.load_weights(self.model, folder)

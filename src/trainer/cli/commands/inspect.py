@@ -76,7 +76,7 @@ def _describe(found: "Glance") -> dict[str, Any]:
         for key in ("epoch", "batch", "in_epoch", "batch_size", "accumulation")
     }
     return {
-        "format": "hf" if OPTIMIZER_PT in found.manifest.files else "safe",
+        "format": "sharded" if found.in_pieces else _format(OPTIMIZER_PT in found.manifest.files),
         "step": found.manifest.step,
         "max_steps": state.get("max_steps"),
         "epoch": state.get("epoch"),
@@ -96,6 +96,10 @@ def _describe(found: "Glance") -> dict[str, Any]:
         "leaves": leaves,
         "arguments": found.arguments,
     }
+
+
+def _format(foreign: bool) -> str:
+    return "hf" if foreign else "safe"
 
 
 def _not_default(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -141,7 +145,8 @@ def _facts(data: dict[str, Any]) -> Iterable[tuple[str, str]]:
     if data["parameters"] is not None:
         yield "parameters", f"{data['parameters']:,}"
     if "digest" in data:
-        yield "digest", data["digest"] or "none: saved with save_only_model"
+        none = "none: " + ("saved in pieces" if data["leaves"] else "saved with save_only_model")
+        yield "digest", data["digest"] or none
     if data["best"]["checkpoint"]:
         yield "best", f"{data['best']['checkpoint']} ({data['best']['metric']})"
     if data.get("not_opened"):
