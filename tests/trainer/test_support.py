@@ -16,7 +16,6 @@ from trainer.support import refuse_unsupported
         ("debug", ["tpu_metrics_debug"]),
         ("push_to_hub", True),
         ("report_to", ["tensorboard"]),
-        ("fsdp", True),
     ],
 )
 def test_an_argument_without_effect_is_refused_when_the_trainer_is_built(

@@ -51,6 +51,8 @@ class TrainerBase:
     _train_state: ts.TrainState | None
     _run: Any
     _meter: Any
+    # What gradients of the micro-batch count in the mean over processes; read by ``_backward``.
+    _gradient_weight: float = 1
     _rates: Rates
     _writer: BackgroundWriter | None
     _interruption: Any

@@ -22,8 +22,6 @@ class LossMixin(TrainerBase):
     """How a micro-batch becomes a loss and gradients; every method may be overridden."""
 
     _loss_factor: float = 1
-    # What gradients of the micro-batch count in the mean over processes; read by ``_backward``.
-    _gradient_weight: float = 1
 
     def training_step(
         self,
