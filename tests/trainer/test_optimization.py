@@ -27,7 +27,11 @@ def test_unknown_names_are_refused_with_the_valid_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"optim": "adamw_apex_fused"}, ImportError, "optim='adamw_apex_fused' needs the package apex"),
+        (
+            {"optim": "adamw_apex_fused"},
+            ImportError,
+            "optim='adamw_apex_fused' needs the package apex",
+        ),
         ({"optim": "sgd", "optim_args": "a"}, ValueError, "expected key=value, got 'a'"),
         ({"optim": "sgd", "optim_args": "nesterov=ja"}, ValueError, "expected True or False"),
         ({"optim_args": "beta=0.9"}, ValueError, "adamw_torch_fused does not take beta"),

@@ -120,7 +120,9 @@ def _leaves(manifest: Manifest, train_state: dict[str, Any]) -> tuple[list[Leaf]
             spec["dtype"].removeprefix("torch."),
             tuple(spec["shape"]),
             manifest.leaves.get(path, ""),
-            _files(pieces[path], where) if path in pieces else where.get(path, (OPTIMIZER, path))[0],
+            _files(pieces[path], where)
+            if path in pieces
+            else where.get(path, (OPTIMIZER, path))[0],
         )
         for path, spec in shapes.items()
     ]

@@ -39,5 +39,10 @@ def run(options: argparse.Namespace) -> Result:
     except CheckpointError as error:
         raise Refusal(str(error)) from None
     bytes_ = written.stat().st_size
-    data = {"command": "consolidate", "checkpoint": str(path), "model": str(written), "size": bytes_}
+    data = {
+        "command": "consolidate",
+        "checkpoint": str(path),
+        "model": str(written),
+        "size": bytes_,
+    }
     return Result(SAME, data, [f"{written}: {size(bytes_)}"])
