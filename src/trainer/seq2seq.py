@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from trainer import modeling
 from trainer.arguments import Seq2SeqTrainingArguments, TrainingArguments
+from trainer.distributed import fsdp_plan
 from trainer.generation import (
     check_prompt,
     generation_inputs,
@@ -145,6 +146,8 @@ class Seq2SeqTrainer(Trainer):
         check_prompt(module, inputs)
         options = self._with_defaults(gen_kwargs or self._gen_kwargs or {})
         with torch.no_grad(), self.compute_loss_context_manager():
+            if fsdp_plan.wanted(self.args):  # weights are gathered by all processes at once
+                options.setdefault("synced_gpus", True)
             output = module.generate(**generation_inputs(inputs), **options)
         tokens: Tensor = getattr(output, "sequences", output)
         labels, loss = inputs.get("labels"), None

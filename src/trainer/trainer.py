@@ -112,10 +112,10 @@ class Trainer(
         check_arguments(self.args, model, model_init, data_collator, train_dataset, eval_dataset)
         if self.args.batch_eval_metrics and compute_metrics is not None:
             check_batch_metrics(compute_metrics)
+        fsdp_plan.check(self.args, optimizers)
         refuse_unsupported(self.args)
         refuse_unused_hooks(self)
         check_optimizers(optimizers, optimizer_cls_and_kwargs, model_init)
-        fsdp_plan.check(self.args, optimizers)
         check_choices(
             self.args,
             optimizer=optimizers[0] is None and optimizer_cls_and_kwargs is None,

@@ -7,7 +7,7 @@ The graphs read and write one set of tensors, those of the state at the time of 
 are copied into them, so a resumed or loaded state goes on in the same graphs.
 """
 
-import logging
+import warnings
 from collections.abc import Callable, Hashable
 from typing import Any
 from weakref import WeakValueDictionary
@@ -26,8 +26,6 @@ from trainstep.rng import Key
 from trainstep.state import TrainState, consume
 from trainstep.step import Step
 from trainstep.types import Grads, Hyper, Metrics
-
-logger = logging.getLogger(__name__)
 
 
 @define(eq=False)
@@ -113,11 +111,11 @@ class Inputs:
         if not self._full:
             self._full = True
             shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
-            logger.warning(
-                "capture: the batch (%s) has another shape than the %d that are recorded; from now on "
-                "new shapes run without a graph. Pad to a few lengths (pad_to_multiple_of) to have fewer.",
-                shapes,
-                self.limit,
+            warnings.warn(
+                f"capture: the batch ({shapes}) has another shape than the {self.limit} that are recorded; "
+                "from now on new shapes run without a graph. Pad to a few lengths (pad_to_multiple_of) "
+                "to have fewer.",
+                stacklevel=4,
             )
 
 

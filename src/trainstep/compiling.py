@@ -1,6 +1,6 @@
 """The loss as one compiled function."""
 
-import logging
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -10,8 +10,6 @@ from attrs import define, evolve
 
 from trainstep.losses import ModuleLoss
 from trainstep.types import LossFn
-
-logger = logging.getLogger(__name__)
 
 
 @define(eq=False)
@@ -30,10 +28,11 @@ class Compiled:
         output = self.compiled(*args, **kwargs)
         reasons = [reason for reason, count in breaks.items() if count > before.get(reason, 0)]
         if reasons:
-            logger.warning(
-                "compile: the loss is compiled in several parts, with Python between, because of:\n  %s\n"
-                "compile(step, fullgraph=True) makes this an error and says where.",
-                "\n  ".join(" ".join(reason.split())[:300] for reason in reasons),
+            told = "\n  ".join(" ".join(reason.split())[:300] for reason in reasons)
+            warnings.warn(
+                "compile: the loss is compiled in several parts, with Python between, because of:\n  "
+                f"{told}\ncompile(step, fullgraph=True) makes this an error and says where.",
+                stacklevel=2,
             )
         return output
 

@@ -1,4 +1,4 @@
-"""Tensors of which each process holds a part (``torch.distributed.tensor.DTensor``), made whole or measured.
+"""Tensors of which each process holds a part (``torch.distributed.tensor.DTensor``): whole, measured.
 
 The step's arithmetic is elementwise and runs on such tensors as on any; what needs all entries of a tensor
 at once is here. These functions exchange data: all processes that hold parts must call them, alike.

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ CALLS = {
     "torch.save",
     "torch.load",
 }
+# Looks whether others have drawn from it, and draws nothing.
+ALLOWED = {"graphs.py": {"random"}}
 SOURCES = sorted((ROOT / "src" / "trainstep").rglob("*.py"))
 
 
@@ -41,8 +44,9 @@ print(json.dumps(sorted({{name.split('.')[0] for name in set(sys.modules) - befo
     return set(json.loads(python(code)))
 
 
-def violations(source: str) -> list[str]:
+def violations(source: str, allowed: Collection[str] = ()) -> list[str]:
     """Return what a file of the core may not do: imports and calls, with their lines."""
+    forbidden = (SHELL | WORLD).difference(allowed)
     found = []
     for node in ast.walk(ast.parse(source)):
         names: list[str] = []
@@ -50,7 +54,7 @@ def violations(source: str) -> list[str]:
             names = [alias.name.split(".")[0] for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
             names = [str(node.module).split(".")[0]]
-        found += [f"line {node.lineno}: imports {n}" for n in names if n in SHELL | WORLD]
+        found += [f"line {node.lineno}: imports {n}" for n in names if n in forbidden]
         if isinstance(node, ast.Call) and ast.unparse(node.func) in CALLS:
             found.append(f"line {node.lineno}: calls {ast.unparse(node.func)}")
     return found
@@ -74,7 +78,7 @@ def test_there_are_sources_to_scan() -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "src")))
 def test_no_file_of_the_core_imports_the_shell_or_does_io(path: Path) -> None:
-    assert violations(path.read_text(encoding="utf-8")) == []
+    assert violations(path.read_text(encoding="utf-8"), ALLOWED.get(path.name, ())) == []
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 """Checkpoints whose tensors lie in pieces: what they are called, where they belong, how they join.
 
-``state-<rank>.safetensors`` holds what one process had of the state. A tensor in several pieces has an entry
-in ``train_state.json``, ``"pieces": {leaf: {piece: [offsets, lengths]}}``; the manifest has the digest of each
-piece as that of a leaf, so that pieces are verified like any tensor.
+``state-<rank>.safetensors`` holds what one process had of the state. A tensor in several pieces has an
+entry in ``train_state.json``, ``"pieces": {leaf: {piece: [offsets, lengths]}}``; the manifest has the
+digest of each piece as that of a leaf, so that pieces are verified like any tensor.
 """
 
 import re

@@ -1,7 +1,7 @@
 """Reading a state into parts, however many processes wrote it and in whatever pieces.
 
-``torch.distributed.checkpoint`` finds out which pieces overlap the parts of this process; those are read, and
-verified, and nothing else.
+``torch.distributed.checkpoint`` finds out which pieces overlap the parts of this process; those are read,
+and verified, and nothing else.
 """
 
 import os

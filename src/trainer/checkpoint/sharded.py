@@ -163,7 +163,8 @@ class _Writer(dcp.StorageWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Write the index and the manifest, and put the folder in its place; on process 0."""
-        assert self._made is not None and self._prepared is not None
+        assert self._made is not None
+        assert self._prepared is not None
         files: dict[str, File] = {}
         leaves: dict[str, str] = {}
         for record in (one.storage_data for many in results for one in many if one.storage_data):
@@ -189,7 +190,8 @@ class _Writer(dcp.StorageWriter):
 
 def _name(item: WriteItem) -> str:
     data = item.tensor_data
-    assert data is not None and item.index.offset is not None
+    assert data is not None
+    assert item.index.offset is not None
     return piece_name(item.index.fqn, data.size, item.index.offset, data.chunk.sizes)
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a checkpoint, read piece by piece when they are needed, each checked against its digest."""
+"""The tensors of a checkpoint, read piece by piece when they are needed, each against its digest."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -68,10 +68,10 @@ class Source:
         pieces: dict[str, list[Piece]] = {}
         for leaf, (_, shape) in whole.items():
             boxes = index.get(leaf, {leaf: [(0,) * len(shape), shape]})
-            pieces[leaf] = [
-                Piece(path, *where.get(path, (OPTIMIZER, path)), tuple(offsets), tuple(lengths))
-                for path, (offsets, lengths) in boxes.items()
-            ]
+            pieces[leaf] = []
+            for path, (offsets, lengths) in boxes.items():
+                file, name = where.get(path, (OPTIMIZER, path))
+                pieces[leaf].append(Piece(path, file, name, tuple(offsets), tuple(lengths)))
         model = train_state.get("model", {})
         return cls(folder, metadata, model, whole, pieces, manifest.leaves)
 

@@ -116,8 +116,8 @@ def _parts(model: nn.Module, plan: Sharding) -> list[Any]:
     if not names:
         raise ValueError(
             f"fsdp auto_wrap: {type(model).__name__} does not say which of its layers to wrap "
-            "(_no_split_modules). Name their classes in fsdp_config as transformer_layer_cls_to_wrap, or set "
-            "min_num_params."
+            "(_no_split_modules). Name their classes in fsdp_config as transformer_layer_cls_to_wrap, or "
+            "set min_num_params."
         )
     inner = [module for module in model.modules() if module is not model]
     found = [module for module in inner if type(module).__name__ in names]
@@ -228,7 +228,7 @@ def _take_unused(model: Any) -> None:
     include = getattr(model, "set_reduce_scatter_unused_params", None)
     if include is None:
         raise ValueError(
-            "ddp_find_unused_parameters=True with fsdp needs a PyTorch whose fully_shard averages gradients "
-            f"that only some processes have (2.13); this is {torch.__version__}."
+            "ddp_find_unused_parameters=True with fsdp needs a PyTorch whose fully_shard averages "
+            f"gradients that only some processes have (2.13); this is {torch.__version__}."
         )
     include(True)

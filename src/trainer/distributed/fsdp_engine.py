@@ -28,8 +28,8 @@ class FSDPEngine(DDPEngine):
 
     Every process runs every micro-batch, since gathering parameters needs all of them: one that has no
     samples left runs some that others have, which count nothing. In an update in which processes have
-    different numbers of samples, losses are weighted before the backward pass, so that the result is that of
-    all samples as one batch.
+    different numbers of samples, losses are weighted before the backward pass, so that the result is that
+    of all samples as one batch.
     """
 
     def __init__(self, trainer: Any, state: TrainState, windows: Windows, ranks: Ranks) -> None:

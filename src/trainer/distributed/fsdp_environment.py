@@ -1,4 +1,4 @@
-"""What ``accelerate launch`` says about FSDP in the environment, in the words of ``fsdp`` and its config."""
+"""What ``accelerate launch`` says about FSDP in the environment, in the words of ``fsdp_config``."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""What ``fsdp`` and ``fsdp_config`` ask for, as a plan for ``fully_shard``; what cannot be done is refused."""
+"""What ``fsdp`` and ``fsdp_config`` ask for, as a plan for ``fully_shard``; the rest is refused."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -117,6 +117,10 @@ def check(args: Any, optimizers: Any) -> None:
     plan = sharding_of(args)
     if plan is None:
         return
+    if args.deepspeed:
+        raise ValueError(
+            "fsdp and deepspeed both distribute the model; leave one of the two arguments out."
+        )
     if args.world_size == 1:
         if "WORLD_SIZE" not in os.environ:
             raise ValueError(
@@ -126,9 +130,9 @@ def check(args: Any, optimizers: Any) -> None:
         return  # launched with one: nothing to distribute
     if any(part is not None for part in optimizers):
         raise RuntimeError(
-            "fsdp replaces the model's parameters by parts of them when training starts, which an optimizer "
-            "that was built before does not have. Leave optimizers out: choose optim in the arguments, or "
-            "override create_optimizer."
+            "fsdp replaces the model's parameters by parts of them when training starts, which an "
+            "optimizer that was built before does not have. Leave optimizers out: choose optim in the "
+            "arguments, or override create_optimizer."
         )
     problems = list(_conflicts(args, plan))
     if problems:
@@ -192,8 +196,8 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
     prefetch = str(config.get("backward_prefetch") or "").upper()
     if prefetch not in ("", "NONE", "NO_PREFETCH", "BACKWARD_PRE"):
         yield (
-            f"backward_prefetch={config['backward_prefetch']} is not possible: fully_shard gathers the next "
-            "part before a gradient is computed; use backward_pre"
+            f"backward_prefetch={config['backward_prefetch']} is not possible: fully_shard gathers the "
+            "next part before a gradient is computed; use backward_pre"
         )
     kind = str(config.get("state_dict_type") or _STATE_DICTS[1]).upper()
     if kind not in _STATE_DICTS:

@@ -122,7 +122,7 @@ CASES: dict[str, Case] = {
 
 
 def prepared(folder: Path, name: str, **changes: Any) -> Any:
-    """A trainer of one of the cases; a global micro-batch has 4 samples whatever the number of processes."""
+    """A trainer of one of the cases; 4 samples are a global micro-batch on any number of processes."""
     model, data, fsdp, config, more = CASES[name]
     module = model()
     if isinstance(module, Words):
@@ -197,7 +197,21 @@ def held(folder: Path) -> dict[str, Any]:
     hybrid.train()
     weight: Any = hybrid.train_state.params["body.last.weight"]
     mesh = list(weight.device_mesh.mesh.shape)
-    return {"mesh": mesh, "share": parts / sum(leaf.numel() for leaf in leaves), "runs": runs}
+    # Only process 0 has loaded the weights.
+    options = {"fsdp": "full_shard", "fsdp_config": {"cpu_ram_efficient_loading": True}}
+    with torch.device("cpu" if RANK == 0 else "meta"):
+        hollow = stacked()
+    digests = []
+    for model in (stacked(), hollow):
+        one = make_trainer(folder, model, max_steps=2, **options)
+        one.train()
+        digests.append(ts.digest(one.train_state))
+    return {
+        "mesh": mesh,
+        "digests": digests,
+        "share": parts / sum(leaf.numel() for leaf in leaves),
+        "runs": runs,
+    }
 
 
 def saves(folder: Path) -> dict[str, Any]:
@@ -298,8 +312,10 @@ def _failing_disk(folder: Path) -> Any:
     finally:
         io.write = write
     agree.gather(trainer._ranks, None)
-    left = sorted(path.name for path in folder.iterdir())
-    io.write = lambda file, data: full(file, data) if ".tmp" in file.name and RANK else write(file, data)
+    left = sorted(path.name for path in folder.iterdir() if "checkpoint" in path.name)
+    io.write = lambda file, data: (
+        full(file, data) if ".tmp" in file.name and RANK else write(file, data)
+    )
     told = ""
     try:
         long_run(folder / "last", max_steps=4, save_strategy="steps", save_steps=4).train()

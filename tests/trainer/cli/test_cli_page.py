@@ -53,9 +53,9 @@ def test_the_commands_of_the_page_run_and_print_what_it_shows(
 
 def test_the_page_names_every_command_and_every_key(trainstep: Callable[..., Any]) -> None:
     listed = trainstep("--help").out
-    for name in ("inspect", "verify", "diff", "replay", "bisect"):
+    for name in ("inspect", "verify", "diff", "replay", "bisect", "consolidate"):
         assert f"`trainstep {name} " in PAGE
-        assert re.search(rf"^    {name} ", listed, flags=re.M)
+        assert re.search(rf"^    {name}\b", listed, flags=re.M)
 
 
 def test_the_keys_of_the_page_are_those_of_the_json(
