@@ -29,7 +29,13 @@ def arguments(
         "save_only_model",
         "save_on_each_node",
     )
-    names += ("save_on_each_node", "load_best_model_at_end", "checkpoint_format", "bf16_full_eval", "fp16_full_eval")
+    names += (
+        "save_on_each_node",
+        "load_best_model_at_end",
+        "checkpoint_format",
+        "bf16_full_eval",
+        "fp16_full_eval",
+    )
     names += ("optim", "log_digest_steps", "deepspeed", "fsdp", "fsdp_config")
     values = {name: getattr(args, name) for name in names}
     return SimpleNamespace(**{**values, "world_size": size, **changes})

@@ -72,7 +72,9 @@ NEEDS = {
 
 
 def test_no_example_is_forgotten() -> None:
-    assert sorted(EXAMPLES) == sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+    elsewhere = {"data_parallel.py"}  # test_data_parallel.py launches it
+    examples = {path.name for path in (ROOT / "examples").glob("*.py")}
+    assert examples - elsewhere == set(EXAMPLES)
 
 
 @pytest.mark.slow
