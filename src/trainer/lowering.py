@@ -46,6 +46,11 @@ def engage(trainer: Any, run: Any, engine: LocalEngine) -> None:
     )
 
 
+def recorded(run: Any) -> bool:
+    """Whether steps come from CUDA graphs, so that the host can be ahead of the device."""
+    return isinstance(run.engine, CapturedEngine)
+
+
 def _against_capture(trainer: Any, state: ts.TrainState) -> Iterator[str]:
     """Give the reasons why this run is not captured; none if it may be."""
     args = trainer.args

@@ -37,6 +37,7 @@ class Meter:
     total: float = 0.0
     join: Callable[[Any], Any] | None = None
     _waiting: list[tuple[Tensor, Tensor]] = field(factory=list, init=False)
+    _sent: list["_Sent"] = field(factory=list, init=False)
     _sum: Any = field(default=None, init=False)  # NumPy scalar in the loss's dtype
     _count: int = field(default=0, init=False)
     _bad: int = field(default=0, init=False)
@@ -49,10 +50,16 @@ class Meter:
         if len(self._waiting) == _FOLD:
             self._fold()
 
+    def send(self) -> None:
+        """Start to copy what was added to the host, without waiting; ``read`` then waits for the copy."""
+        if self._waiting:
+            self._sent.append(_Sent(self._waiting))
+            self._waiting = []
+
     @property
     def pending(self) -> bool:
         """Whether there were updates since the last ``read``."""
-        return bool(self._waiting) or self._count > 0
+        return bool(self._waiting or self._sent) or self._count > 0
 
     @property
     def latest(self) -> dict[str, float]:
@@ -107,10 +114,12 @@ class Meter:
             self._latest = (norm, rate)
 
     def _fold(self) -> None:
-        if not self._waiting:
-            return
-        losses, norms = (_to_host(column) for column in zip(*self._waiting, strict=True))
-        self._waiting.clear()
+        self.send()
+        sent, self._sent = self._sent, []
+        for columns in sent:
+            self._add_up(*columns.arrived())
+
+    def _add_up(self, losses: Any, norms: Any) -> None:
         if self.join is not None:
             losses = self.join(losses.astype(np.float64)).astype(losses.dtype)
         # One after the other in the loss's own precision, as a running sum on the device would.
@@ -122,8 +131,30 @@ class Meter:
                 loss = loss.dtype.type(0 if self._sum is None else self._sum / (self._count + 1))
             self._sum = loss if self._sum is None else self._sum + loss
             self._count += 1
+        if self._latest is not None:  # spares reading it from the device once more
+            self._latest = (norms[-1], self._latest[1])
 
 
-def _to_host(scalars: tuple[Tensor, ...]) -> Any:
-    stacked = torch.stack(scalars).cpu()
-    return (stacked.float() if stacked.dtype is torch.bfloat16 else stacked).numpy()
+class _Sent:
+    """Scalars of some updates on their way from the device to the host."""
+
+    def __init__(self, updates: list[tuple[Tensor, Tensor]]) -> None:
+        stacked = [torch.stack(column) for column in zip(*updates, strict=True)]
+        # Copies into pageable memory would wait for the device.
+        self._columns = [_on_host(column) for column in stacked]
+        cuda = [column for column in stacked if column.is_cuda]
+        self._copied = torch.cuda.current_stream(cuda[0].device).record_event() if cuda else None
+
+    def arrived(self) -> tuple[Any, ...]:
+        """Wait for the copies and return the columns as NumPy arrays."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return tuple(column.numpy() for column in self._columns)
+
+
+def _on_host(column: Tensor) -> Tensor:
+    column = column.float() if column.dtype is torch.bfloat16 else column
+    if not column.is_cuda:
+        return column.cpu()
+    host = torch.empty_like(column, device="cpu", pin_memory=True)
+    return host.copy_(column, non_blocking=True)

@@ -11,14 +11,13 @@ import trainstep as ts
 from trainer import digest_log, distributed, saving
 from trainer.callbacks import TrainerState
 from trainer.checkpoint import CheckpointError, Loaded
-from trainer.checks import takes
 from trainer.data.feed import Feed
 from trainer.data.prefetch import Prefetch
 from trainer.distributed import agree
 from trainer.figures import Figures, timed
 from trainer.interrupt import Asked, Interruption
 from trainer.loop import Event, Run, events
-from trainer.lowering import engage
+from trainer.lowering import engage, recorded
 from trainer.memory import Stage
 from trainer.meter import Meter
 from trainer.metrics import speed_metrics
@@ -27,6 +26,7 @@ from trainer.optimizers import Rates
 from trainer.outputs import TrainOutput
 from trainer.plan import Plan
 from trainer.preparation import counted
+from trainer.records import Records
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +65,14 @@ def _train(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) ->
     _announce(trainer, plan, run)
     meter.started = time.time()
     trainer._steering = distributed.Steering(trainer.callback_handler.callbacks, ranks)
+    trainer._records = Records(trainer, run, meter, late=recorded(run))
     # Processes need not have equally many evaluation batches: they cannot all leave at one of them.
     leaving = nullcontext() if ranks.many else signals.breaking_off(trainer)
     with signals, leaving, trainer._updating(run):
         try:
-            for event in events(run):
-                _react(trainer, run, meter, event, ignore_keys)
+            with trainer._records:
+                for event in events(run):
+                    _react(trainer, run, meter, event, ignore_keys)
         except Exception as error:
             if not isinstance(error, Asked) and (ranks.many or not signals.excuses(error)):
                 raise
@@ -156,12 +158,15 @@ def _react(
     signals = trainer._interruption
     signals.now(event)
     if event is Event.OPTIMIZER_STEP:
+        trainer._records.catch_up()  # the step after the one that it tells of is under way
         meter.add(run.metrics)
     if event is Event.STEP_END:
         saving.note_failure(trainer)
         trainer.state.global_step = run.state.step
         trainer.state.epoch = run.progress
-    elif event is Event.EPOCH_END and run.exhausted:
+    elif event is Event.EPOCH_END:
+        trainer._records.catch_up()
+    if event is Event.EPOCH_END and run.exhausted:
         logger.warning(
             "There was no sample in the training data's iterator: training stops at step %d of %d. "
             "This is expected if an iterable dataset is shorter than max_steps asks for.",
@@ -184,25 +189,18 @@ def _react(
     if event in (Event.STEP_END, Event.EPOCH_END) or (
         event is Event.TRAIN_BEGIN and signals.resume(trainer)
     ):
-        log_evaluate_save(trainer, run, meter, ignore_keys)
+        log_evaluate_save(trainer, meter, event, ignore_keys)
         run.control = trainer.control
         signals.check(trainer)
 
 
 def log_evaluate_save(
-    trainer: Any, run: Run, meter: Meter, ignore_keys: list[str] | None = None
+    trainer: Any, meter: Meter, event: Event, ignore_keys: list[str] | None = None
 ) -> None:
-    """Do what the control's switches ask for, in this order."""
+    """Do what the control's switches ask for after ``event``, in this order."""
     settle = trainer._steering.settle
     if trainer.control.should_log and meter.pending:
-        trainer.store_flos()
-        logs = {"loss": meter.read(run.state.step), **meter.latest}
-        if trainer._figures is not None:
-            logs |= trainer._figures.take()
-        if takes(trainer.log, "start_time"):
-            trainer.log(logs, meter.started)
-        else:  # an override written log(self, logs)
-            trainer.log(logs)
+        trainer._records.due(event)
         settle(trainer.control)
     if trainer.control.should_evaluate:
         with timed(trainer, "evaluate"):
@@ -235,6 +233,7 @@ def _save(trainer: Any) -> None:
 
 
 def _write(trainer: Any) -> None:
+    trainer._records.catch_up()
     trainer.store_flos()
     if trainer._tokens.how != "no":
         trainer.state.num_input_tokens_seen = trainer._tokens.total

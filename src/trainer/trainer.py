@@ -154,6 +154,7 @@ class Trainer(
         self._train_state: ts.TrainState | None = None
         self._run: Any = None
         self._meter: Any = None
+        self._records: Any = None
         self._rates: Any = None
         self._writer: BackgroundWriter | None = None
         self._interruption: Any = None

@@ -143,6 +143,17 @@ class TestOnTheGPU:
             timeless = [k for k in a if "runtime" not in k and "second" not in k]
             assert {k: a[k] for k in timeless} == {k: b[k] for k in timeless}
 
+    def test_records_that_nobody_waits_for_are_the_same(self, tmp_path: Path) -> None:
+        histories = []
+        for name, capture in (("a", "auto"), ("b", "off")):
+            options: dict[str, Any] = {"num_train_epochs": 4, "logging_steps": 3, "bf16": True}
+            trainer = make_trainer(
+                tmp_path / name, scored(Normal), use_cpu=False, capture=capture, **options
+            )
+            trainer.train()
+            histories.append([r for r in trainer.state.log_history if "loss" in r])
+        assert histories[0] == histories[1]
+
     def test_a_resumed_run_has_the_same_bits(self, tmp_path: Path) -> None:
         options = {"save_strategy": "steps", "save_steps": 10, "gradient_accumulation_steps": 2}
         whole, _ = self.train(tmp_path, num_train_epochs=6, **options)

@@ -135,6 +135,12 @@ class CallbackHandler(EventMethods):
             self._listeners[event] = listeners
         return listeners
 
+    def has_foreign_listeners(self, event: str) -> bool:
+        """Whether a callback that is not part of this package listens to `event`."""
+        package = __name__.partition(".")[0]
+        kinds = map(type, self._listeners_of(event))
+        return any(kind.__module__.partition(".")[0] != package for kind in kinds)
+
     def call_event(
         self,
         event: str,

@@ -51,6 +51,7 @@ class TrainerBase:
     _train_state: ts.TrainState | None
     _run: Any
     _meter: Any
+    _records: Any
     # What gradients of the micro-batch count in the mean over processes; read by ``_backward``.
     _gradient_weight: float = 1
     _rates: Rates
