@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ SIDES = {
     "step_captured": "pure step, captured",
     "step_compiled": "pure step, compiled",
     "step_both": "pure step, compiled and captured",
+    "step_whole": "pure step, compiled as one graph and captured",
     "trainer_off": "our Trainer, capture off",
     "trainer": "our Trainer",
     "trainer_compiled": "our Trainer, torch_compile",
@@ -80,8 +82,14 @@ def run_step(size: gpt.Size, gate: Any, accumulation: int, lower: tuple[str, ...
         microbatches=accumulation,
     )
     state = step.init(model)
+    lowerings = {
+        "donate": ts.donate,
+        "compile": ts.compile,
+        "compile_whole": partial(ts.compile, whole=True),
+        "capture": ts.capture,
+    }
     for name in lower:
-        step = getattr(ts, name)(step)
+        step = lowerings[name](step)
     batch = {n: t.cuda().repeat(accumulation, 1) for n, t in gpt.batch(size).items()}
     while True:
         state, _ = step(state, batch)
@@ -183,6 +191,7 @@ def contender(side: str, size: gpt.Size, accumulation: int) -> Callable[[Any], N
         "step_captured": ("capture",),
         "step_compiled": ("compile", "donate"),
         "step_both": ("compile", "capture"),
+        "step_whole": ("compile_whole", "capture"),
     }
     options: dict[str, dict[str, Any]] = {
         "trainer_off": {"library": "ours", "capture": "off"},

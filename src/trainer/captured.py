@@ -9,7 +9,8 @@ from torch import Tensor
 
 import trainstep as ts
 from trainer.engine import LocalEngine
-from trainstep.captured import CapturedStep, Inputs
+from trainstep.captured import CapturedStep
+from trainstep.stages import Inputs
 from trainstep.types import Buffers, Grads
 
 logger = logging.getLogger(__name__)

@@ -7,8 +7,6 @@ The graphs read and write one set of tensors, those of the state at the time of 
 are copied into them, so a resumed or loaded state goes on in the same graphs.
 """
 
-import warnings
-from collections.abc import Callable, Hashable
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -20,103 +18,11 @@ from trainstep import tree
 from trainstep.batches import split_batch
 from trainstep.errors import CaptureError
 from trainstep.grads import accumulate
-from trainstep.graphs import Recording, record, rehearse
 from trainstep.losses import Loss
-from trainstep.rng import Key
+from trainstep.stages import Inputs, Stages
 from trainstep.state import TrainState, consume
 from trainstep.step import Step
 from trainstep.types import Grads, Hyper, Metrics
-
-
-@define(eq=False)
-class Stages:
-    """A function on its way into a graph: run, rehearsed, recorded, from then on replayed.
-
-    Attributes:
-        device: where it runs.
-        pool: memory shared by graphs that are replayed in turn.
-        inputs: tensors that the recording reads.
-        recording: once there is one.
-    """
-
-    device: torch.device
-    pool: Any
-    inputs: list[Tensor] = field(factory=list)
-    recording: Recording | None = None
-    _calls: int = 0
-    _paths: list[tuple[int, ...]] = field(factory=list)
-
-    def __call__(self, fn: Callable[[Any], Any], root: Key) -> Any:
-        """Run ``fn(root)``, in the way of the stage that is reached."""
-        self._calls += 1
-        if self._calls == 1:
-            return fn(root)
-        if self._calls == 2:
-            outputs, self._paths = rehearse(fn, root, self.device)
-            return outputs
-        if self.recording is None:
-            self.recording = record(fn, self._paths, self.device, self.pool)
-        return self.recording.replay(root)
-
-    @property
-    def static(self) -> bool:
-        """Whether the next call reads ``inputs`` rather than what it is given."""
-        return self._calls >= 2
-
-
-@define(eq=False)
-class Inputs:
-    """Functions of a batch, recorded once for every structure and shape.
-
-    Attributes:
-        device: where they run.
-        pool: memory shared with other graphs.
-        limit: how many shapes are recorded; further ones run as they are, after one warning.
-    """
-
-    device: torch.device
-    pool: Any
-    limit: int
-    _stages: dict[Hashable, Stages] = field(factory=dict)
-    _full: bool = False
-
-    @property
-    def recorded(self) -> bool:
-        """Whether anything is recorded."""
-        return any(stages.recording is not None for stages in self._stages.values())
-
-    def __call__(self, fn: Callable[[Any, Any], Any], batch: Any, root: Key) -> Any:
-        """Run ``fn(batch, root)``; its outputs may be overwritten by the next call."""
-        leaves: list[Any] = []
-        signature = _signature(batch, leaves)
-        stages = self._stages.get(signature)
-        if stages is None:
-            if len(self._stages) >= self.limit:
-                self._warn(leaves)
-                return fn(batch, root)
-            stages = self._stages[signature] = Stages(self.device, self.pool)
-        if not stages.static:
-            return stages(lambda key: fn(batch, key), root)
-        if not stages.inputs:
-            stages.inputs = [torch.empty_like(leaf, device=self.device) for leaf in leaves]
-        for static, tensor in zip(stages.inputs, leaves, strict=True):
-            static.copy_(tensor, non_blocking=True)
-        if stages.recording is not None:
-            return stages.recording.replay(root)
-        waiting = iter(stages.inputs)
-        placed = tree.map(lambda leaf: next(waiting) if isinstance(leaf, Tensor) else leaf, batch)
-        return stages(lambda key: fn(placed, key), root)
-
-    def _warn(self, leaves: list[Tensor]) -> None:
-        if not self._full:
-            self._full = True
-            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
-            warnings.warn(
-                f"capture: the batch ({shapes}) has another shape than the {self.limit} that are recorded; "
-                "from now on new shapes run without a graph. Pad to a few lengths (pad_to_multiple_of) "
-                "to have fewer.",
-                stacklevel=4,
-            )
 
 
 @define(eq=False)
@@ -148,7 +54,7 @@ class CapturedStep:
         if self._gradients is None:
             self._gradients = Inputs(device, self.pool, self.limit)
         loss, grads = self._gradients(
-            lambda inputs, key: self._accumulate(state, _on_device(inputs, device), key),
+            lambda inputs, key: self._accumulate(state, on_device(inputs, device), key),
             batch,
             self.step.loss_key(state),
         )
@@ -196,7 +102,7 @@ class CapturedStep:
 
         def body(given: Hyper, key: Any) -> tuple[TrainState | None, Packed]:
             result, metrics = self.step.update(state.evolve(), loss, grads, given, key)
-            packed = _pack(metrics)  # before the tensors are overwritten that some of them are
+            packed = pack(metrics)  # before the tensors are overwritten that some of them are
             return (None if _settled(state, result) else result), packed
 
         if stages is None:
@@ -206,7 +112,7 @@ class CapturedStep:
         else:
             placed = self._place(hyper, stages.device)
             elsewhere, packed = stages(lambda key: body(placed, key), key)
-        metrics = _unpack(packed)
+        metrics = unpack(packed)
         if "lr" in metrics and "lr" in hyper:
             metrics["lr"] = torch.as_tensor(hyper["lr"], dtype=torch.float64)
         after = state if elsewhere is None else elsewhere
@@ -283,7 +189,7 @@ Packed = tuple[list[tuple[list[str], Tensor]], Metrics]
 """Metrics on the device, stacked by dtype under their names, and those on the host."""
 
 
-def _pack(metrics: Metrics) -> Packed:
+def pack(metrics: Metrics) -> Packed:
     """Stack metrics, so that one copy takes them out of the tensors that the next replay overwrites."""
     runs: dict[torch.dtype, list[str]] = {}
     for name, value in metrics.items():
@@ -293,7 +199,7 @@ def _pack(metrics: Metrics) -> Packed:
     return stacks, {name: value for name, value in metrics.items() if not value.is_cuda}
 
 
-def _unpack(packed: Packed) -> Metrics:
+def unpack(packed: Packed) -> Metrics:
     stacks, metrics = packed
     metrics = dict(metrics)
     for names, values in stacks:
@@ -331,30 +237,10 @@ def _copy(mine: list[Any], others: list[Any]) -> None:
                 target.copy_(source)
 
 
-def _on_device(batch: Any, device: torch.device) -> Any:
+def on_device(batch: Any, device: torch.device) -> Any:
     def place(leaf: Any) -> Any:
         if isinstance(leaf, Tensor) and leaf.device != device:
             return leaf.to(device, non_blocking=True)
         return leaf
 
     return tree.map(place, batch)
-
-
-def _signature(value: Any, tensors: list[Tensor]) -> Hashable:
-    """Describe the structure and shapes of a batch, and append its tensors to ``tensors`` in tree order.
-
-    Written out, because it runs in every step, and the pytree's own takes five times as long.
-    """
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return value.shape, value.dtype
-    if type(value) is dict:
-        return tuple([(name, _signature(part, tensors)) for name, part in value.items()])
-    if type(value) in (list, tuple):
-        return type(value), tuple([_signature(part, tensors) for part in value])
-    if value is None or isinstance(value, bool | int | float | str):
-        return type(value), value
-    leaves, spec = tree.flatten(value)
-    if len(leaves) == 1 and leaves[0] is value:
-        return repr(value)
-    return spec, tuple([_signature(leaf, tensors) for leaf in leaves])

@@ -68,7 +68,7 @@ def rehearse(fn: Fn, root: Key, device: torch.device) -> tuple[Any, list[tuple[i
         slots.append((path, torch.Generator(device).manual_seed(root.fold_in(*path).bits)))
         return slots[-1][1]
 
-    with _host_randomness_kept() as drawn, _generators_watched() as copied:
+    with _host_randomness_kept() as drawn, generators_watched(torch.cuda) as copied:
         try:
             with _no_syncs():
                 outputs = fn(SlotKey(take))
@@ -194,19 +194,23 @@ def _host_randomness_kept() -> Iterator[Callable[[], bool]]:
 
 
 @contextmanager
-def _generators_watched() -> Iterator[Callable[[], bool]]:
-    """Give a function that tells whether somebody has asked for the state of a GPU's generator."""
-    original, asked = torch.cuda.get_rng_state, []
+def generators_watched(module: Any) -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether somebody has asked for the state of a global generator.
+
+    Args:
+        module: whose ``get_rng_state`` is watched: ``torch`` or ``torch.cuda``.
+    """
+    original, asked = module.get_rng_state, []
 
     def get_rng_state(*args: Any, **kwargs: Any) -> Any:
         asked.append(True)
         return original(*args, **kwargs)
 
-    torch.cuda.get_rng_state = get_rng_state
+    module.get_rng_state = get_rng_state
     try:
         yield lambda: bool(asked)
     finally:
-        torch.cuda.get_rng_state = original
+        module.get_rng_state = original
 
 
 class _Failing(TorchDispatchMode):

@@ -5,9 +5,11 @@ from typing import Any, overload
 from attrs import evolve
 
 from trainstep.captured import CapturedStep
+from trainstep.captured_whole import CapturedWhole
 from trainstep.compiling import compiled_loss
 from trainstep.step import Step
 from trainstep.vmap import Ensemble
+from trainstep.whole import WholeStep, whole_step
 
 
 @overload
@@ -34,25 +36,44 @@ def donate(step: Step | Ensemble) -> Step | Ensemble:
 
 
 def compile(
-    step: Step, *, backend: str = "inductor", mode: str | None = None, fullgraph: bool = False
+    step: Step,
+    *,
+    backend: str = "inductor",
+    mode: str | None = None,
+    fullgraph: bool = False,
+    whole: bool = False,
 ) -> Step:
-    """Return the step whose loss is compiled, forward and backward, by ``torch.compile``.
+    """Return the step with its loss, or all of it, compiled by PyTorch's compiler.
 
-    The rest of a step are a few fused kernels as it is. Learning rates, seeds and step numbers are no
-    inputs of the compiled function, so they never compile it again; new shapes of batches do, once each,
-    as ``torch.compile`` describes. Compiled kernels round and draw differently, so the bits are not those
-    of the step itself; they are the same from run to run. Best captured: ``capture(compile(step))``.
+    By default the loss is compiled, forward and backward, by ``torch.compile``; the rest of a step are a
+    few fused kernels as it is. With ``whole=True`` forward, backward, transforms and update are one
+    function without Python in between, and the compiler fuses across them: the clipping and the update
+    of a parameter, for instance. What is compiled then is the step's list of operations, written down
+    when it first runs with a shape of batch; so all that Python decides in the loss is decided there and
+    then, and must not change from step to step.
+
+    Learning rates, seeds and step numbers never compile anything again; new shapes of batches do, once
+    each. Compiled kernels round and draw differently, so the bits are not those of the step itself; they
+    are the same from run to run. Best captured: ``capture(compile(step))``.
 
     Args:
         step: what ``make_step`` returned, donated or not.
         backend, mode, fullgraph: see ``torch.compile``. Where the loss breaks up into several graphs, a
-            warning gives the reasons; with ``fullgraph`` that is an error that names the line.
+            warning gives the reasons; with ``fullgraph`` that is an error that names the line. With
+            ``whole``, which is always one graph, the backend is ``"inductor"``, or ``"eager"`` to run
+            the list of operations as it is.
+        whole: compile all of the step. It needs an optimizer that asks the host nothing (fused Adam and
+            AdamW and what is made of them), transforms that do the same in every step, and a loss that
+            draws random numbers from PyTorch's global generators only. Micro-batches draw from one stream.
 
     Raises:
         TypeError: if ``step`` was not made by ``make_step``.
+        ValueError: if ``whole`` is not possible; says what stands in the way.
     """
     if not isinstance(step, Step):
         raise TypeError(f"compile: expected what make_step returned, got {_kind(step)}")
+    if whole:
+        return whole_step(step, backend, mode)
     loss_fn = compiled_loss(step.loss_fn, backend=backend, mode=mode, fullgraph=fullgraph)
     return evolve(step, loss_fn=loss_fn)
 
@@ -82,7 +103,10 @@ def capture(step: Step, *, limit: int = 8) -> CapturedStep:
     """
     if not isinstance(step, Step):
         raise TypeError(f"capture: expected what make_step returned, got {_kind(step)}")
-    return CapturedStep(donate(step), limit)
+    donated = donate(step)
+    if isinstance(donated, WholeStep):
+        return CapturedWhole(donated, limit)
+    return CapturedStep(donated, limit)
 
 
 def _kind(value: Any) -> str:

@@ -94,6 +94,31 @@ class SlotKey:
         )
 
 
+@frozen
+class TracedKey:
+    """A key inside a step that is being written down: only PyTorch's global generators draw from it.
+
+    Whoever runs the written step seeds them, once, so everything in it draws from one stream.
+    """
+
+    def fold_in(self, *data: int) -> "TracedKey":
+        """Return this key: there is one stream."""
+        return self
+
+    def split(self, n: int = 2) -> "tuple[TracedKey, ...]":
+        """Return this key ``n`` times."""
+        return (self,) * n
+
+    @property
+    def bits(self) -> NoReturn:
+        """Refuse: a number read now would be the same in every step."""
+        raise CaptureError(
+            "a key is read on the host (trainstep.rng.generator, or key.bits), which a whole step that is "
+            "compiled would never do again. Draw from PyTorch's global generators, as dropout does, inside "
+            "trainstep.rng.seeded(key); or leave whole=True out."
+        )
+
+
 def key(seed: int) -> Key:
     """Make a key from any integer seed."""
     return Key(mix(int(seed) & _MASK))
@@ -150,6 +175,8 @@ class seeded:
 
     def __enter__(self) -> "seeded":
         _turn.acquire()
+        if isinstance(self._key, TracedKey):
+            return self
         try:
             for gen in default_generators(self._devices):
                 if not isinstance(self._key, SlotKey):
