@@ -1,5 +1,6 @@
 """``capture``: the bits of the step uncaptured, from CUDA graphs; on the CPU, ``donate``."""
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import trainstep as ts
-from support import models
+from support import models, steps
 from trainstep.captured import CapturedStep
 
 gpu = [
@@ -20,23 +21,7 @@ def on(device: str, value: Any) -> Any:
     return ts.tree.map(lambda x: x.to(device) if isinstance(x, Tensor) else x, value)
 
 
-def make(
-    name: str = "dropout",
-    optimizer: ts.Optimizer | None = None,
-    device: str = "cuda",
-    **options: Any,
-) -> tuple[ts.Step, ts.TrainState]:
-    module = models.build(name).to(device)
-    step = ts.make_step(
-        ts.module_loss(module, models.mean_loss),
-        optimizer or ts.optim.adamw(weight_decay=0.1),
-        **{
-            "schedule": ts.schedules.cosine(0.1, total_steps=20, warmup_steps=3),
-            "transforms": (ts.transforms.clip_by_global_norm(0.5),),
-            **options,
-        },
-    )
-    return step, step.init(module, seed=3)
+make = partial(steps.make, device="cuda")
 
 
 def run(

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import trainstep as ts
 from support import models
+from support.steps import make
 from trainstep.whole import WholeStep
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -20,25 +21,6 @@ GUARDED: list[dict[str, Any]] = [
     {"schedule": None},
     {"optimizer": ts.optim.ema(ts.optim.adam(weight_decay=0.1, amsgrad=True), 0.9)},
 ]
-
-
-def make(
-    name: str = "dropout",
-    optimizer: ts.Optimizer | None = None,
-    device: str = "cpu",
-    **options: Any,
-) -> tuple[ts.Step, ts.TrainState]:
-    module = models.build(name).to(device)
-    step = ts.make_step(
-        ts.module_loss(module, models.mean_loss),
-        optimizer or ts.optim.adamw(weight_decay=0.1),
-        **{
-            "schedule": ts.schedules.cosine(0.1, total_steps=20, warmup_steps=3),
-            "transforms": (ts.transforms.clip_by_global_norm(0.5),),
-            **options,
-        },
-    )
-    return step, step.init(module, seed=3)
 
 
 def run(
