@@ -19,6 +19,7 @@ from trainstep.batches import split_batch
 from trainstep.errors import CaptureError
 from trainstep.grads import accumulate
 from trainstep.losses import Loss
+from trainstep.parallel import DataParallel
 from trainstep.stages import Inputs, Stages
 from trainstep.state import TrainState, consume
 from trainstep.step import Step
@@ -27,10 +28,14 @@ from trainstep.types import Grads, Hyper, Metrics
 
 @define(eq=False)
 class CapturedStep:
-    """A donated step in CUDA graphs; what ``capture`` returns. Called as the step is."""
+    """A donated step in CUDA graphs; what ``capture`` returns. Called as the step is.
+
+    With ``parallel``, whose step this is, gradients are those of all ranks, added up inside the graph.
+    """
 
     step: Step
     limit: int = 8
+    parallel: DataParallel | None = None
     _pool: Any = field(default=None, init=False)
     _gradients: Inputs | None = field(default=None, init=False)
     _updates: dict[int, tuple[tuple[Any, ...], Stages]] = field(factory=dict, init=False)
@@ -40,18 +45,22 @@ class CapturedStep:
     _met: WeakValueDictionary[int, Tensor] = field(factory=WeakValueDictionary, init=False)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name == "step":
+        if name.startswith("__") or name in ("step", "parallel"):
             raise AttributeError(name)
+        if name == "init" and self.parallel is not None:
+            return self.parallel.init
         return getattr(self.step, name)
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         """Return the state after one update, and metrics that stay on the device."""
         device = next(iter(state.params.values())).device
         if device.type != "cuda":
-            return self.step(state, batch)
+            return (self.parallel or self.step)(state, batch)
         state = self.at_home(state)
         batch = batch if type(batch) is dict else tree.plain(batch)
         if self._gradients is None:
+            if self.parallel is not None:
+                self.parallel.check_recordable()
             self._gradients = Inputs(device, self.pool, self.limit)
         loss, grads = self._gradients(
             lambda inputs, key: self._accumulate(state, on_device(inputs, device), key),
@@ -174,6 +183,8 @@ class CapturedStep:
 
     def _accumulate(self, state: TrainState, batch: Any, key: Any) -> tuple[Loss, Grads]:
         step = self.step
+        if self.parallel is not None:
+            return self.parallel.sums(state, batch, key).mean()
         return accumulate(
             step.loss_fn,
             state.params,

@@ -7,6 +7,7 @@ from attrs import evolve
 from trainstep.captured import CapturedStep
 from trainstep.captured_whole import CapturedWhole
 from trainstep.compiling import compiled_loss
+from trainstep.parallel import DataParallel
 from trainstep.step import Step
 from trainstep.vmap import Ensemble
 from trainstep.whole import WholeStep, whole_step
@@ -78,7 +79,7 @@ def compile(
     return evolve(step, loss_fn=loss_fn)
 
 
-def capture(step: Step, *, limit: int = 8) -> CapturedStep:
+def capture(step: Step | DataParallel, *, limit: int = 8) -> CapturedStep:
     """Return the donated step whose work on the GPU is recorded in CUDA graphs and replayed.
 
     Python, which bounds small models, then only copies the batch and the learning rate, seeds the
@@ -91,16 +92,25 @@ def capture(step: Step, *, limit: int = 8) -> CapturedStep:
     as ever for optimizers that need the host (not ``capturable``: all but fused Adam and AdamW and
     what is made of them), for transforms whose ``period`` is not 1, and for ``on_nonfinite="raise"``.
 
+    Of a ``data_parallel`` step, the exchange of gradients is part of the first recording; it must go
+    through NCCL. Let go of the captured step before ``destroy_process_group``: NCCL waits there until no
+    graph is left that uses the group.
+
     Args:
-        step: what ``make_step`` returned, donated or not, or ``compile`` of it.
+        step: what ``make_step`` returned, donated or not, or ``compile`` or ``data_parallel`` of it.
         limit: how many shapes of batches are recorded; others run without a graph, after one warning.
 
     Raises:
         TypeError: if ``step`` was not made by ``make_step``.
         CaptureError: from the second or third call, if the step waits for the GPU, draws random numbers on
             the host, or does something else that a graph cannot hold; names the operation and the line.
-            The state is as it was then, and can go into the step uncaptured.
+            The state is as it was then, and can go into the step uncaptured. From the first call on a
+            GPU, if ranks exchange through another backend than NCCL, with ``TORCH_NCCL_BLOCKING_WAIT``
+            in the environment, and with ``find_unused_parameters=True``.
     """
+    if isinstance(step, DataParallel):
+        parallel = evolve(step, step=donate(step.step))
+        return CapturedStep(parallel.step, limit, parallel)
     if not isinstance(step, Step):
         raise TypeError(f"capture: expected what make_step returned, got {_kind(step)}")
     donated = donate(step)

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from trainstep import collectives
 from trainstep.batches import split_batch
+from trainstep.errors import CaptureError
 from trainstep.grads import Accumulator, sum_gradients
-from trainstep.ranks import Group, check_power_of_two
+from trainstep.ranks import Group, check_power_of_two, unrecordable
 from trainstep.state import TrainState
 from trainstep.step import Step
 from trainstep.sums import Sums
@@ -36,9 +37,12 @@ class DataParallel:
         state: TrainState = collectives.broadcast(self.step.init(model, seed), self.group)
         return state
 
-    def sums(self, state: TrainState, batch: Any) -> Sums:
-        """Return what the micro-batches of all ranks add up to."""
-        mine = self._own(state, batch)
+    def sums(self, state: TrainState, batch: Any, key: Any = None) -> Sums:
+        """Return what the micro-batches of all ranks add up to.
+
+        They draw from ``key``, which is the state's key for losses if it is None.
+        """
+        mine = self._own(state, batch, self.step.loss_key(state) if key is None else key)
         grads = {
             # Adding -0.0 changes no bit of what other ranks have.
             name: mine.grads[name] if name in mine.grads else torch.full_like(value, -0.0)
@@ -52,11 +56,27 @@ class DataParallel:
         total.buffers = self._buffers(state.buffers, mine.buffers)
         return total
 
-    def _own(self, state: TrainState, batch: Any) -> Sums:
+    def check_recordable(self) -> None:
+        """Make sure that what ranks exchange can be in a CUDA graph; see ``capture``.
+
+        Raises:
+            CaptureError: if not, with the reason.
+        """
+        if self.find_unused_parameters:
+            raise CaptureError(
+                "capture: find_unused_parameters=True waits for the device in every step, so that ranks "
+                "agree on what was reached. Freeze parameters that no loss reaches, or do not capture the "
+                "step."
+            )
+        reason = unrecordable(self.group)
+        if reason is not None:
+            raise CaptureError(f"capture: {reason}, or do not capture the step.")
+
+    def _own(self, state: TrainState, batch: Any, key: Any) -> Sums:
         """Add up this rank's micro-batches: the first of them is number ``rank`` of all, and so on."""
         step, first, ranks = self.step, collectives.rank(self.group), collectives.size(self.group)
         parts = split_batch(batch, step.microbatches)
-        key, scale = step.loss_key(state), step.loss_scale(state)
+        scale = step.loss_scale(state)
         if self.exact or step.order == "tree":
             held = list(parts)
             return sum_gradients(

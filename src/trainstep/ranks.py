@@ -1,5 +1,6 @@
 """Which ranks take part in a collective, and which of them this process is."""
 
+import os
 from typing import Any
 
 import torch
@@ -84,3 +85,20 @@ def device_of(channel: Any) -> torch.device:
     if channel is not None and dist.get_backend(channel) == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+def unrecordable(group: Group = None) -> str | None:
+    """Say why exchanges of CUDA tensors cannot be in a CUDA graph, and what to do; None if they can be."""
+    channel = resolve("capture", group)
+    if not shared(channel):
+        return None
+    backends = dist.get_backend_config(channel)
+    if "cuda:nccl" not in backends.split(","):
+        # Others exchange on the host, where a replay would never come.
+        return (
+            f"ranks exchange tensors through {backends}, and only NCCL can be recorded. Make the group "
+            'with backend="nccl"'
+        )
+    if os.environ.get("TORCH_NCCL_BLOCKING_WAIT", "0").lower() in ("1", "true", "t", "y", "yes"):
+        return "TORCH_NCCL_BLOCKING_WAIT is set, with which the host waits for every exchange. Unset it"
+    return None

@@ -16,6 +16,7 @@ class Ranks:
 
     def __init__(self, count: int) -> None:
         self.count = count
+        self.backends = "cpu:threads,cuda:threads"
         self.DeviceMesh = type("DeviceMesh", (), {})
         self.group = SimpleNamespace(WORLD=object())
         self._own = threading.local()
@@ -55,6 +56,9 @@ class Ranks:
 
     def get_backend(self, group: Any = None) -> str:
         return "threads"
+
+    def get_backend_config(self, group: Any = None) -> str:
+        return self.backends
 
     def all_reduce(self, tensor: Tensor, group: Any, async_op: bool) -> None:
         tensor.copy_(torch.stack(self._everyones(tensor)).sum(dim=0, dtype=tensor.dtype))

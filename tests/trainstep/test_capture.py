@@ -300,3 +300,15 @@ class TestOnTheGPU:
     def test_the_compiled_step_has_its_own_bits_captured(self) -> None:
         step, state = make()
         assert graphs(same(ts.compile(step), state)) == (1, 1)
+
+    @pytest.mark.parametrize("exact", [False, True])
+    def test_a_data_parallel_step_of_one_rank(self, exact: bool) -> None:
+        step, state = make(microbatches=2, order="tree")
+        batches = [on("cuda", b) for b in models.batches(8)]
+        parallel = ts.data_parallel(step, exact=exact)
+        captured = ts.capture(parallel)
+        mine, metrics = run(captured, ts.tree.clone(state), batches)
+        theirs, expected = run(parallel, ts.tree.clone(state), batches)
+        assert graphs(captured) == (1, 1)
+        assert ts.diff(mine, theirs) == []
+        assert ts.diff(metrics, expected) == []

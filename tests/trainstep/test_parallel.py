@@ -209,3 +209,60 @@ def test_mistakes_are_named() -> None:
             ts.data_parallel(make(), exact=True)
 
     Ranks(3).run(check)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_captured_on_the_cpu_it_is_donated(exact: bool) -> None:
+    step = make()
+    data = [parts(6), parts(7)]
+    parallel = ts.data_parallel(step, exact=exact)
+
+    def both(rank: int) -> tuple[str, str]:
+        mine = [batch[rank::2] for batch in data]
+        captured = ts.capture(parallel)
+        assert captured.optimizer is step.optimizer
+        found = train(captured, captured.init(params(), 1), mine)
+        return ts.digest(found), ts.digest(train(parallel, parallel.init(params(), 1), mine))
+
+    (found, expected), others = Ranks(2).run(both)
+    assert found == expected
+    assert others == (found, expected)
+
+
+def test_what_is_recorded_is_the_gradient_of_all_ranks() -> None:
+    step = make()
+    state = step.init(params(), 1)
+    key = ts.rng.key(5)
+
+    def both(rank: int) -> tuple[Any, Any, Any]:
+        mine = parts(6)[rank::2]
+        captured = ts.capture(ts.data_parallel(step, exact=True))
+        (loss, grads), (again, _) = (captured._accumulate(state, mine, k) for k in (key, key))
+        other, _ = captured._accumulate(state, mine, ts.rng.key(6))
+        return (loss.total, grads), again.total, other.total
+
+    first, second = Ranks(2).run(both)
+    loss, grads = ts.grads.accumulate(
+        step.loss_fn, state.params, state.buffers, parts(6), key, order="tree"
+    )
+    for found, again, other in (first, second):
+        assert ts.digest(found) == ts.digest((loss.total, grads))
+        assert torch.equal(again, loss.total)
+        assert not torch.equal(other, loss.total)
+
+
+def test_what_cannot_be_recorded_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    step = make()
+    ts.data_parallel(step).check_recordable()  # alone there is nothing to exchange
+    with pytest.raises(ts.CaptureError, match="find_unused_parameters=True waits for the device"):
+        ts.data_parallel(step, find_unused_parameters=True).check_recordable()
+    ranks = Ranks(2)
+    through = r"through cpu:threads,cuda:threads, and only NCCL can be recorded.*or do not capture"
+    with pytest.raises(ts.CaptureError, match=through):
+        ranks.run(lambda rank: ts.data_parallel(step).check_recordable())
+    ranks = Ranks(2)
+    ranks.backends = "cpu:gloo,cuda:nccl"
+    ranks.run(lambda rank: ts.data_parallel(step).check_recordable())
+    monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", "1")
+    with pytest.raises(ts.CaptureError, match="TORCH_NCCL_BLOCKING_WAIT is set"):
+        ranks.run(lambda rank: ts.data_parallel(step).check_recordable())

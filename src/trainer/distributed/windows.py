@@ -67,8 +67,9 @@ class Windows:
         if not self._counts:
             return None
         device = self.ranks.device
-        shared = torch.as_tensor(0 if items is None else items, dtype=torch.int64).to(device)
-        shared = shared.clone()  # the count may be the user's
+        shared = torch.as_tensor(0 if items is None else items, dtype=torch.int64)
+        # A copy, since the count may be the user's; without waiting for the device.
+        shared = shared.to(device, non_blocking=True, copy=True)
         dist.all_reduce(shared)
         return shared
 
