@@ -115,7 +115,14 @@ class Tokens:
         return {"input_ids": self.rows[index, :-1], "labels": self.rows[index, 1:]}
 
 
-def run_trainer(size: gpt.Size, gate: Any, accumulation: int, library: str, **options: Any) -> None:
+def run_trainer(
+    size: gpt.Size,
+    gate: Any,
+    accumulation: int,
+    library: str,
+    device: str = "cuda",
+    **options: Any,
+) -> None:
     """Train with a Trainer of ours or of transformers: the same script but for the import."""
     if library == "hf":
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -124,6 +131,8 @@ def run_trainer(size: gpt.Size, gate: Any, accumulation: int, library: str, **op
         from trainer import Trainer, TrainerCallback, TrainingArguments
 
     class Turn(TrainerCallback):
+        same_on_all_ranks = True  # it sets no switch, so ranks need not tell each other of it
+
         def on_step_end(self, *_: Any, **__: Any) -> None:
             gate()
 
@@ -144,7 +153,7 @@ def run_trainer(size: gpt.Size, gate: Any, accumulation: int, library: str, **op
             remove_unused_columns=False,
             **options,
         )
-        model = gpt.build(size, "cuda")
+        model = gpt.build(size, device)
         Trainer(model, arguments, train_dataset=Tokens(size), callbacks=[Turn()]).train()
 
 

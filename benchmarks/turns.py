@@ -4,7 +4,9 @@ In alternating order, so that drift of the machine hits all alike. A contender c
 step; at the end of a turn the gate reports the time and waits to be called again.
 """
 
+import contextlib
 import os
+import select
 import statistics
 import subprocess
 import sys
@@ -26,6 +28,7 @@ class Gate:
         first: steps before the first turn, to compile and warm up.
         synchronize: waits for the device.
         rest: called at the end of a turn, to give memory back.
+        waits: wait to be called before the first turn as well; see ``compete(together=True)``.
     """
 
     def __init__(
@@ -35,6 +38,7 @@ class Gate:
         first: int = 0,
         synchronize: Callable[[], Any] = lambda: None,
         rest: Callable[[], Any] = lambda: None,
+        waits: bool = False,
     ) -> None:
         # Bars and log lines of the contenders must not end up among the figures.
         self._out = os.fdopen(os.dup(sys.stdout.fileno()), "w")
@@ -44,6 +48,8 @@ class Gate:
         self._left = first or steps + warm
         self._timed = False
         self._began = 0.0
+        if waits:
+            sys.stdin.readline()
 
     def __call__(self) -> None:
         """Count a step."""
@@ -66,35 +72,107 @@ class Gate:
         self._began = time.perf_counter()
 
 
-def compete(commands: Mapping[str, Sequence[str]], rounds: int, titles: Mapping[str, str]) -> Times:
+class _Worker:
+    """A contender's process."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
+        pipe = subprocess.PIPE
+        self._process: Any = subprocess.Popen(
+            list(command), stdin=pipe, stdout=pipe, stderr=self._log, text=True
+        )
+
+    def call(self) -> None:
+        """Tell it that it is its turn."""
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as its silence will show
+            self._process.stdin.write("\n")
+            self._process.stdin.flush()
+
+    def answer(self, patience: float | None) -> float | None:
+        """Return the time it reports; None if it has ended, or says nothing for so many seconds."""
+        said, _, _ = select.select([self._process.stdout], [], [], patience)
+        line = self._process.stdout.readline() if said else ""
+        return float(line) if line else None
+
+    def log(self) -> list[str]:
+        """Return the lines that it has written so far."""
+        self._log.seek(0)
+        return self._log.read().strip().splitlines()
+
+    def reason(self) -> str:
+        """Return why it has failed: the last error in its log, or the last line."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(1)  # its output may end a moment before it does
+        if self._process.poll() is None:
+            return "it did not answer in time"
+        lines = self.log()
+        return next((line for line in reversed(lines) if "Error" in line), " ".join(lines[-1:]))
+
+    def end(self) -> None:
+        """End it, and close what was open for it."""
+        self._process.kill()
+        self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+        with contextlib.suppress(BrokenPipeError):  # a call that it did not read
+            self._process.stdin.close()
+
+
+def compete(
+    commands: Mapping[str, Sequence[str]],
+    rounds: int,
+    titles: Mapping[str, str],
+    *,
+    together: bool = False,
+    patience: float | None = None,
+    first: float | None = None,
+    after: Callable[[Times], Any] = lambda times: None,
+    lost: Callable[[str, list[str]], Any] = lambda name, log: None,
+) -> Times:
     """Run contenders in turns.
 
     Args:
-        commands: the command line of each; those that fail to start are dropped, with a line.
+        commands: the command line of each; those that fail are dropped, with a line.
         rounds: turns of each.
         titles: names for messages.
+        together: start all at once; each waits to be called for its first turn (``Gate(waits=True)``).
+        patience: drop a contender whose turn takes longer than so many seconds.
+        first: the same for the first turn, which starts the program; None for ``patience``.
+        after: called after every round with the times so far.
+        lost: called with the name and the log of a contender that is dropped.
     """
-    workers: dict[str, Any] = {}
+    workers: dict[str, _Worker] = {}
     times: Times = {}
+
+    def turn(name: str, limit: float | None) -> float | None:
+        value = workers[name].answer(limit)
+        if value is None:
+            worker = workers.pop(name)
+            print(f"{titles[name]}: skipped ({worker.reason()})", flush=True)
+            lost(name, worker.log())
+            worker.end()
+            times.pop(name, None)
+        return value
+
+    if together:
+        workers = {name: _Worker(command) for name, command in commands.items()}
     for name, command in commands.items():
-        log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
-        pipe = subprocess.PIPE
-        worker = subprocess.Popen(list(command), stdin=pipe, stdout=pipe, stderr=log, text=True)
-        if worker.stdout.readline():  # type: ignore[union-attr]  # a first turn, to warm up
-            workers[name], times[name] = worker, []
+        if together:
+            workers[name].call()
         else:
-            log.seek(0)
-            reason = " ".join(log.read().strip().splitlines()[-1:])
-            print(f"{titles[name]}: skipped ({reason})", flush=True)
+            workers[name] = _Worker(command)
+        if turn(name, first or patience) is not None:  # a first turn, to warm up
+            times[name] = []
     for number in range(rounds):
         order = list(workers)
         for name in order if number % 2 == 0 else reversed(order):
-            workers[name].stdin.write("\n")
-            workers[name].stdin.flush()
-            times[name].append(float(workers[name].stdout.readline()))
+            workers[name].call()
+            value = turn(name, patience)
+            if value is not None:
+                times[name].append(value)
+        after(times)
     for worker in workers.values():
-        worker.kill()
-        worker.wait()
+        worker.end()
     return times
 
 
