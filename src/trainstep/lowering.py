@@ -105,8 +105,8 @@ def capture(step: Step | DataParallel, *, limit: int = 8) -> CapturedStep:
         CaptureError: from the second or third call, if the step waits for the GPU, draws random numbers on
             the host, or does something else that a graph cannot hold; names the operation and the line.
             The state is as it was then, and can go into the step uncaptured. From the first call on a
-            GPU, if ranks exchange through another backend than NCCL, with ``TORCH_NCCL_BLOCKING_WAIT``
-            in the environment, and with ``find_unused_parameters=True``.
+            GPU, if ranks exchange through another backend than NCCL, and with
+            ``find_unused_parameters=True``.
     """
     if isinstance(step, DataParallel):
         parallel = evolve(step, step=donate(step.step))

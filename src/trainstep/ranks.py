@@ -1,6 +1,5 @@
 """Which ranks take part in a collective, and which of them this process is."""
 
-import os
 from typing import Any
 
 import torch
@@ -99,6 +98,4 @@ def unrecordable(group: Group = None) -> str | None:
             f"ranks exchange tensors through {backends}, and only NCCL can be recorded. Make the group "
             'with backend="nccl"'
         )
-    if os.environ.get("TORCH_NCCL_BLOCKING_WAIT", "0").lower() in ("1", "true", "t", "y", "yes"):
-        return "TORCH_NCCL_BLOCKING_WAIT is set, with which the host waits for every exchange. Unset it"
     return None
