@@ -10,7 +10,7 @@ from trainstep.compiling import compiled_loss
 from trainstep.parallel import DataParallel
 from trainstep.step import Step
 from trainstep.vmap import Ensemble
-from trainstep.whole import WholeStep, whole_step
+from trainstep.whole import WholeStep, check_open, whole_step
 
 
 @overload
@@ -73,6 +73,7 @@ def compile(
     """
     if not isinstance(step, Step):
         raise TypeError(f"compile: expected what make_step returned, got {_kind(step)}")
+    check_open("compile", step)
     if whole:
         return whole_step(step, backend, mode)
     loss_fn = compiled_loss(step.loss_fn, backend=backend, mode=mode, fullgraph=fullgraph)

@@ -15,6 +15,7 @@ from trainstep.state import TrainState
 from trainstep.step import Step
 from trainstep.sums import Sums
 from trainstep.types import Buffers, Grads, Metrics, Params
+from trainstep.whole import check_open
 
 
 @frozen(eq=False)
@@ -152,7 +153,7 @@ def data_parallel(
             ``DistributedDataParallel`` does; with False every rank keeps its own.
 
     Raises:
-        TypeError: if ``step`` was not made by ``make_step``.
+        TypeError: if ``step`` was not made by ``make_step``, or is compiled as a whole.
         ValueError: for ``exact`` with a number of ranks that is no power of two; from the step, if the loss
             does not reach a parameter and ``find_unused_parameters`` is False.
     """
@@ -161,6 +162,7 @@ def data_parallel(
             "data_parallel: expected what make_step returned, got "
             f"{getattr(step, '__name__', type(step).__name__)}"
         )
+    check_open("data_parallel", step)
     if exact:
         check_power_of_two("data_parallel(exact=True)", collectives.size(group))
     return DataParallel(

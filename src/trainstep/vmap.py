@@ -26,6 +26,7 @@ from trainstep.schedules import constant
 from trainstep.state import TrainState, consume
 from trainstep.step import Step
 from trainstep.types import Grads, Hyper, Metrics, Schedule
+from trainstep.whole import check_open
 
 
 @frozen(eq=False)
@@ -203,6 +204,7 @@ def ensemble(
     if not isinstance(step, Step):
         kind = getattr(step, "__name__", type(step).__name__)
         raise TypeError(f"ensemble: expected what make_step returned, got {kind}")
+    check_open("ensemble", step)
     check_randomness("ensemble", randomness)
     _check_hyper(step, lr, hyper)
     return Ensemble(

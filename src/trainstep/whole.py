@@ -98,6 +98,15 @@ def whole_step(step: Step, backend: str, mode: str | None = None) -> WholeStep:
     return WholeStep(**parts, backend=backend)
 
 
+def check_open(where: str, step: Step) -> None:
+    """Raise TypeError if a step is one function, where its gradients and its update are wanted apart."""
+    if isinstance(step, WholeStep):
+        raise TypeError(
+            f"{where}: the step was compiled as a whole, so its gradients and its update cannot be had apart. "
+            f"Give {where} the step that is not compiled, or compile(step) without whole=True."
+        )
+
+
 def _against(step: Step, backend: str, mode: str | None) -> Iterator[str]:
     if mode is not None:
         yield f"mode={mode!r} belongs to torch.compile"

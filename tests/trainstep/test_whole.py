@@ -195,6 +195,13 @@ def test_other_backends_and_modes_are_refused() -> None:
         ts.compile(step, whole=True, backend="aot_eager", mode="max-autotune")
 
 
+@pytest.mark.parametrize("wrap", [ts.compile, ts.data_parallel, ts.vmap.ensemble])
+def test_what_wants_its_parts_refuses_it(wrap: Any) -> None:
+    step, _ = make()
+    with pytest.raises(TypeError, match=f"{wrap.__name__}: the step was compiled as a whole"):
+        wrap(ts.compile(step, whole=True))
+
+
 def test_hyperparameters_other_than_rates_are_refused() -> None:
     step, state = make(schedule=lambda step: {"lr": 0.1, "weight_decay": 0.1 * step})
     with pytest.raises(
