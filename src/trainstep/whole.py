@@ -102,8 +102,8 @@ def check_open(where: str, step: Step) -> None:
     """Raise TypeError if a step is one function, where its gradients and its update are wanted apart."""
     if isinstance(step, WholeStep):
         raise TypeError(
-            f"{where}: the step was compiled as a whole, so its gradients and its update cannot be had apart. "
-            f"Give {where} the step that is not compiled, or compile(step) without whole=True."
+            f"{where}: the step was compiled as a whole, so its gradients and its update cannot be had "
+            f"apart. Give {where} the step that is not compiled, or compile(step) without whole=True."
         )
 
 
