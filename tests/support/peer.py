@@ -86,7 +86,7 @@ each = pytest.mark.parametrize(
         pytest.param(theirs, id="peer", marks=pytest.mark.xfail(strict=True, reason="a defect")),
     ],
 )
-"""One test of either trainer, which theirs fails: if it passes, the defect is gone, and the test says so."""
+"""One test of either trainer, which theirs fails. If it passes, that defect is gone, and the test fails."""
 
 
 def both(
