@@ -1,4 +1,4 @@
-"""Two processes save parts of a state; the disk of one of them fails or dies at one call after the other."""
+"""Two processes save parts of a state; one of them fails or dies at one call after the other."""
 
 import os
 import shutil
