@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> Result:
     if (path / MANIFEST).exists():
         found = glance(path)
         data = {"command": "inspect", "path": str(path), **_describe(found)}
-        changed = data["arguments"] if options.arguments else _not_default(data["arguments"])
+        changed = data["arguments"] if options.arguments else not_default(data["arguments"])
     elif foreign.is_foreign(path):
         data = {"command": "inspect", "path": str(path), **foreign.survey(path)}
         changed = {}
@@ -106,7 +106,7 @@ def _format(foreign: bool) -> str:
     return "hf" if foreign else "safe"
 
 
-def _not_default(arguments: dict[str, Any]) -> dict[str, Any]:
+def not_default(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments whose values are not the defaults."""
     from trainer.arguments import Seq2SeqTrainingArguments
 
