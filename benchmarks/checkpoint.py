@@ -6,6 +6,10 @@ Every side is measured beside its plain counterpart, in one process, in alternat
 ``safetensors.torch.save_file`` and ``fsync`` of the same bytes; the pause of a background save beside the
 synchronous one; a verification beside reading the files and hashing them. Reported are medians, their
 spread, and medians of the ratios of sides that ran in the same round. Memory is that of fresh processes.
+
+A save hashes while the disk writes, which needs cores that nothing else uses: the processor's time of every
+side is reported as well, and the share of the cores that other processes took. On a shared machine,
+``--busy 0.2`` waits for that share to be at most 0.2, and counts only rounds in which it stayed there.
 """
 
 import argparse
@@ -29,6 +33,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import trainstep as ts
+from rounds import Rounds, Times, percent, ratios
 from trainer import checkpoint
 from trainstep.serialize import to_flat
 
@@ -39,8 +44,6 @@ PLAIN, SAVE, PAUSE = "save_file and fsync", "save", "pause of a background save"
 READ, VERIFY = "read and hash", "verify"
 TARGETS = {SAVE: 1.3, PAUSE: 0.15, VERIFY: 1.2}
 """The largest ratio that each side is meant to have."""
-
-Times = dict[str, list[float]]
 
 
 def shapes(width: int, layers: int, vocabulary: int) -> list[tuple[int, ...]]:
@@ -77,18 +80,7 @@ def timed(call: Callable[[], Any]) -> float:
     return (time.perf_counter() - start) * 1e3
 
 
-def rounds_of(sides: dict[str, Callable[[], float]], rounds: int) -> Times:
-    """Return what every side measures, round by round, in alternating order; the first one warms up."""
-    times: Times = {name: [] for name in sides}
-    for number in range(rounds + 1):
-        for name in sides if number % 2 else reversed(sides):
-            value = sides[name]()
-            if number:
-                times[name].append(value)
-    return times
-
-
-def measure_saving(state: ts.TrainState, folder: Path, rounds: int) -> Times:
+def measure_saving(state: ts.TrainState, folder: Path, rounds: Rounds) -> Times:
     """Measure a plain write of the bytes, a save, and the pause and the whole of a background save."""
     flat, contents = to_flat(state)[0], make_contents(state)
     writer = checkpoint.BackgroundWriter()
@@ -114,17 +106,16 @@ def measure_saving(state: ts.TrainState, folder: Path, rounds: int) -> Times:
         writer.wait()
         return value
 
-    return rounds_of(
+    return rounds.measure(
         {
             PLAIN: clean(lambda: timed(plain_write)),
             SAVE: clean(lambda: timed(lambda: checkpoint.save(folder, 1, contents))),
             PAUSE: clean(pause),
-        },
-        rounds,
+        }
     )
 
 
-def measure_reading(state: ts.TrainState, folder: Path, rounds: int) -> Times:
+def measure_reading(state: ts.TrainState, folder: Path, rounds: Rounds) -> Times:
     """Measure reading and hashing the files of a checkpoint, and its verification."""
     path = checkpoint.save(folder, 1, make_contents(state))
 
@@ -136,7 +127,7 @@ def measure_reading(state: ts.TrainState, folder: Path, rounds: int) -> Times:
     def verify() -> None:
         assert checkpoint.verify(path) == []
 
-    times = rounds_of({READ: lambda: timed(read), VERIFY: lambda: timed(verify)}, rounds)
+    times = rounds.measure({READ: lambda: timed(read), VERIFY: lambda: timed(verify)})
     shutil.rmtree(path)
     return times
 
@@ -177,23 +168,24 @@ def memory(size: str, folder: Path) -> dict[str, float]:
     return found
 
 
-def ratios(times: Times, base: str) -> dict[str, float]:
-    """Return the median of every side's ratio to ``base`` in the same round."""
-    return {
-        name: statistics.median(a / b for a, b in zip(values, times[base], strict=True))
-        for name, values in times.items()
-    }
-
-
-def report(title: str, times: Times, base: str) -> dict[str, float]:
-    """Print a Markdown table; return the ratios of the sides that have a target."""
-    print(f"\n### {title}\n\n| | ms (median) | min to max | to {base} | target |\n|-|-|-|-|-|")
-    for name, ratio in ratios(times, base).items():
-        values = times[name]
+def report(title: str, times: Times, base: str, other: str) -> dict[str, float]:
+    """Print a Markdown table of two sides; return the ratios of those that have a target."""
+    ms = {name: times.ms[name] for name in (base, other)}
+    print(f"\n### {title}\n")
+    print(f"| | ms (median) | min to max | of the processor, ms | to {base} | target |")
+    print("|-|-|-|-|-|-|")
+    for name, ratio in ratios(ms, base).items():
+        values, cpu = ms[name], statistics.median(times.cpu[name])
         middle, low, high = statistics.median(values), min(values), max(values)
-        target = f"{TARGETS[name]:.2f}" if name in TARGETS else ""
-        print(f"| {name} | {middle:.1f} | {low:.1f} to {high:.1f} | {ratio:.3f} | {target} |")
-    return {name: ratio for name, ratio in ratios(times, base).items() if name in TARGETS}
+        target = f"{TARGETS[name]:.2f}" if name == other else ""
+        print(
+            f"| {name} | {middle:.1f} | {low:.1f} to {high:.1f} | {cpu:.1f} | {ratio:.3f} | {target} |"
+        )
+    kept, shares = len(times.others), times.others
+    rounds = f"{kept} of {kept + len(times.left_out)} rounds"
+    print(f"\n{rounds}; other processes took {percent(shares)} of the cores in them", end="")
+    print(f", {percent(times.left_out)} in the others." if times.left_out else ".", flush=True)
+    return {other: ratios(ms, base)[other]}
 
 
 def main() -> None:
@@ -202,27 +194,31 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="124M", help="parameters of the state")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's")
+    parser.add_argument("--busy", type=float, default=1.0, help="share that others may take")
+    parser.add_argument("--limit", type=float, default=600.0, help="seconds to wait for rounds")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
         measure_memory(options.size, options.memory, options.folder)
         return
+    rounds = Rounds(options.rounds, options.busy, options.limit)
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder, state = Path(name), make_state(options.size)
         where = f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}"
         print(f"{options.size} parameters, {size_of(state) / 2**20:.0f} MiB; {where}")
-        saving = measure_saving(state, folder, options.rounds)
-        found = report("Saving", {n: saving[n] for n in (PLAIN, SAVE)}, PLAIN)
-        found |= report("Saving in the background", {n: saving[n] for n in (SAVE, PAUSE)}, SAVE)
-        reading = measure_reading(state, folder, options.rounds)
-        found |= report("Verifying", reading, READ)
+        saving = measure_saving(state, folder, rounds)
+        found = report("Saving", saving, PLAIN, SAVE)
+        found |= report("Saving in the background", saving, SAVE, PAUSE)
+        reading = measure_reading(state, folder, rounds)
+        found |= report("Verifying", reading, READ, VERIFY)
         peaks = memory(options.size, folder)
     print("\n### Peak extra memory, as a share of the state's size\n\n| | states |\n|-|-|")
     for how, peak in peaks.items():
         print(f"| {how} | {peak:.2f} |")
     if options.json:
-        results = {"size": options.size, "machine": where, "ms": saving | reading}
+        results = {"size": options.size, "machine": where, "ms": saving.ms | reading.ms}
+        results |= {"cpu ms": saving.cpu | reading.cpu, "others": saving.others + reading.others}
         results |= {"ratios": found, "targets": TARGETS, "peak extra memory": peaks}
         options.json.write_text(json.dumps(results, indent=2))
 

@@ -176,6 +176,13 @@ def _seek(trainer: Any, run: Run, found: checkpoint.Loaded) -> None:
             "does, or ignore_data_skip=True to begin the epoch again."
         )
     run.batch = samples // now
+    if trainer.args.max_steps <= 0:
+        logger.warning(
+            "Batches hold %d samples instead of %d: num_train_epochs=%g now stands for %d updates in all, "
+            "%d of which are made. Set max_steps for another end.",
+            *(now, position["batch_size"], trainer.args.num_train_epochs),
+            *(run.plan.max_steps, run.state.step),
+        )
 
 
 def _data(position: dict[str, Any], ranks: Ranks, found: checkpoint.Loaded) -> Any:

@@ -11,9 +11,9 @@ from numpy.testing import assert_allclose
 from safetensors.torch import load_file
 
 import trainstep as ts
-from support.ranks.launch import launch
+from support.ranks.launch import launch, start, wait
 from support.ranks.sharded import long_run, stacked, whole
-from trainer.checkpoint import CheckpointError, consolidate, is_in_pieces, load, verify
+from trainer.checkpoint import CheckpointError, consolidate, is_in_pieces, load, newest, verify
 from trainer.checkpoint.manifest import parse_manifest
 from trainer.checkpoint.source import Source
 from trainer.cli.entry import main
@@ -98,6 +98,22 @@ def test_runs_go_on_with_the_same_and_with_other_numbers_of_processes(
         weights = whole(trainer)
         for name, tensor in reference.params.items():
             assert_allclose(weights[name], tensor, rtol=0, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.row(191)
+def test_a_run_goes_on_after_a_process_was_killed_while_it_saved(
+    saved: Any, tmp_path: Path
+) -> None:
+    died = wait(start(2, "sharded", tmp_path, "killed"), 2, tmp_path, limit=150)
+    assert died.status != 0
+    assert died.found == [None, None]
+    assert "SIGKILL" in died.output
+    path, passed_over = newest(tmp_path / "killed")
+    assert path == tmp_path / "killed" / "checkpoint-2"
+    assert passed_over == []
+    found = launch(2, "sharded", tmp_path / "again", "resumed", str(path)).found
+    for one in found:
+        assert list(one["resumed"].values()) == [saved[1]["saves"]["parts"]]
 
 
 def test_one_process_loads_the_best_model_from_parts(saved: Any, tmp_path: Path) -> None:

@@ -17,21 +17,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from support.peer import theirs
-from support.shell import Stream, Watching, make_trainer, samples, scored, weights
+from support.peer import each as both
+from support.shell import Stream, Watching, samples, scored, weights
 from trainer import CheckpointError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 Make = Callable[..., Any]
-
-both = pytest.mark.parametrize(
-    "make",
-    [
-        pytest.param(make_trainer, id="ours"),
-        pytest.param(theirs, id="peer", marks=pytest.mark.xfail(strict=True, reason="a defect")),
-    ],
-)
 
 SAVING: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1, "num_train_epochs": 2}
 

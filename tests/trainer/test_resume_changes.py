@@ -85,7 +85,9 @@ def consumed(size: int, step: int, folder: Path, epochs: int = 2) -> list[float]
 
 @pytest.mark.row(188)
 @pytest.mark.parametrize("size", [1, 3, 6])
-def test_another_batch_size_goes_on_after_the_same_samples(size: int, tmp_path: Path) -> None:
+def test_another_batch_size_goes_on_after_the_same_samples(
+    size: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Saved after 6 samples of the first epoch, in batches of 2."""
     whole = scored("mlp", Watching)
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "num_train_epochs": 2}
@@ -93,6 +95,11 @@ def test_another_batch_size_goes_on_after_the_same_samples(size: int, tmp_path: 
 
     seen = consumed(size, 3, tmp_path, epochs=6)
     assert seen[:14] == flat(whole.seen)[6:20]
+    updates = {1: 60, 3: 24, 6: 12}[size]
+    assert (
+        f"Batches hold {size} samples instead of 2: num_train_epochs=6 now stands for {updates} updates "
+        "in all, 3 of which are made"
+    ) in caplog.text
 
 
 @pytest.mark.row(188)

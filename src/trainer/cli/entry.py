@@ -7,13 +7,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from trainer.cli.commands import bisect, consolidate, diff, inspect, replay, verify
+from trainer.cli.commands import bisect, consolidate, diff, inspect, replay, report, verify
 from trainer.cli.result import TROUBLE, Refusal, Result, one_line
 
-_COMMANDS = (inspect, verify, diff, replay, bisect, consolidate)
+_COMMANDS = (inspect, verify, diff, replay, bisect, report, consolidate)
 _DESCRIPTION = """\
 Look at checkpoints, verify and compare them, replay runs, find where two runs part,
-put sharded models together."""
+put sharded models together, sum a run up."""
 _EPILOG = """\
 exit status:
   0  nothing found: undamaged, equal, reproduced

@@ -175,3 +175,13 @@ def checkpoint_at(path: Path) -> Path:
             f"{path}: it holds checkpoints and is none itself; give one of {', '.join(inner)} in it"
         )
     return path
+
+
+def newest_at(path: Path) -> Path:
+    """Return the checkpoint of the highest step in an output folder, or ``path`` if it can be one itself.
+
+    Raises:
+        Refusal: if there is no such folder.
+    """
+    inner = list_checkpoints(path)
+    return inner[-1] if inner and not (path / MANIFEST).exists() else checkpoint_at(path)

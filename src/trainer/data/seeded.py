@@ -12,7 +12,7 @@ by an attribute ``deterministic = True`` and is left alone then; see ``trainer.d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -103,13 +103,18 @@ class SeededDataset(Dataset[Any]):
             if _fetches_tables(self.dataset):
                 seed_host(mix(self.seed, *keys[0]))
                 return SeededSamples(self._fetch_plain(keys), place)
-            return SeededSamples(list(self._fetch_seeded(keys)), place)
+            return SeededSamples(self._fetch_seeded(keys), place)
 
-    def _fetch_seeded(self, keys: Sequence[tuple[int, int]]) -> Iterator[Any]:
-        dataset, sample_seed = self.dataset, self.sample_seed
-        for epoch, index in keys:
-            seed_host(sample_seed(epoch, index))
-            yield dataset[index]
+    def _fetch_seeded(self, keys: Sequence[tuple[int, int]]) -> list[Any]:
+        dataset, epoch = self.dataset, keys[0][0]
+        if any(key[0] != epoch for key in keys):
+            return [self[key] for key in keys]
+        samples = []
+        prefix = mix(self.seed, epoch)  # ``sample_seed`` without a call for every sample
+        for _, index in keys:
+            seed_host(splitmix64(prefix ^ (index & MASK64)))
+            samples.append(dataset[index])
+        return samples
 
     def _fetch_plain(self, keys: Sequence[tuple[int, int]]) -> list[Any]:
         indices = [index for _, index in keys]

@@ -41,9 +41,13 @@ def mix(*ints: int) -> int:
     return h
 
 
+# Looked up once: seeding is done for every sample.
 _python: Any = random._inst
 # What ``random.seed`` calls for an integer, without its checks.
 _seed_python = super(random.Random, _python).seed
+_seed_numpy = np.random.seed  # of the global generator, which is what user code draws from
+# torch.manual_seed would also walk over every accelerator and costs many times as much.
+_seed_torch = torch.default_generator.manual_seed
 
 
 def seed_host(value: int) -> None:
@@ -52,11 +56,10 @@ def seed_host(value: int) -> None:
     ``value`` is a 64-bit hash. PyTorch's and NumPy's Mersenne twisters are initialised alike from
     32 bits, so they get different halves; with the same ones their streams would be identical.
     """
-    # torch.manual_seed would also walk over every accelerator and costs many times as much.
-    torch.default_generator.manual_seed(value)
+    _seed_torch(value)
     _seed_python(value)
     _python.gauss_next = None  # the second of a pair of normal deviates
-    np.random.seed(value >> 32)  # noqa: NPY002 (the global generator is what user code draws from)
+    _seed_numpy(value >> 32)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -237,6 +238,19 @@ def long_run(folder: Path, case: str = "layers", **changes: Any) -> Any:
     return prepared(folder, case, **{**options, **changes})
 
 
+def killed(folder: Path) -> None:
+    """A run of which process 1 gets SIGKILL while it writes its part of the second checkpoint."""
+    write = io.write
+
+    def write_or_die(file: Any, data: Any) -> None:
+        write(file, data)
+        if RANK == 1 and ".tmp-checkpoint-4" in file.name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    io.write = write_or_die
+    long_run(folder, save_strategy="steps", save_steps=2, ddp_timeout=20).train()
+
+
 def resumed(folder: Path, *checkpoints: str) -> dict[str, str]:
     """Go on from checkpoints to the end."""
     found = {}
@@ -334,6 +348,7 @@ if __name__ == "__main__":
         "held": held,
         "saves": saves,
         "foreign": foreign,
+        "killed": killed,
         "refusals": refusals,
     }
     result = {

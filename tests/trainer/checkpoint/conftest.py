@@ -2,8 +2,6 @@
 
 import json
 import os
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from trainer.checkpoint import Contents, io
+from support.disk import Disk, Killed
+from trainer.checkpoint import Contents
 from trainstep.rng import key
 from trainstep.state import TrainState
 
@@ -97,62 +96,6 @@ def make_contents(state: TrainState | None, **changes: Any) -> Contents:
 def make() -> SimpleNamespace:
     """The builders above."""
     return SimpleNamespace(state=make_state, contents=make_contents, write_model=write_model)
-
-
-class Killed(BaseException):
-    """The process ended here: nothing after it reaches the disk."""
-
-
-class Disk:
-    """Counts the calls in ``trainer.checkpoint.io`` and makes chosen ones fail.
-
-    Modes: ``raise`` fails one call, ``dead disk`` that one and all later ones, ``kill`` ends the process
-    before the call, ``torn`` in the middle of it. After a kill no call does anything any more.
-    """
-
-    CALLS = ("make_folder", "create", "write", "sync_open", "sync_file", "sync_folder", "rename")
-    CALLS += ("unlink", "remove_folder")
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.log: list[tuple[str, Path]] = []
-        self.at: int | None = None
-        self.mode = ""
-        self.lock = threading.Lock()
-        for name in self.CALLS:
-            monkeypatch.setattr(io, name, self._wrap(name, getattr(io, name)))
-
-    def arm(self, at: int | None, mode: str = "") -> None:
-        self.log.clear()
-        self.at, self.mode = at, mode
-
-    @property
-    def reached(self) -> bool:
-        return self.at is not None and len(self.log) > self.at
-
-    def _wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*arguments: Any) -> Any:
-            first = arguments[0]
-            with self.lock:  # several threads write
-                index = len(self.log)
-                self.log.append((name, first if isinstance(first, Path) else Path(first.name)))
-            if self.at is None or index < self.at:
-                return call(*arguments)
-            if self.mode == "kill" or (self.mode == "torn" and index > self.at):
-                raise Killed
-            if self.mode == "torn":
-                if name == "write":
-                    arguments = (first, arguments[1][: len(arguments[1]) // 2])
-                result = call(*arguments)
-                if name == "write":
-                    first.flush()
-                if name == "create":
-                    result.close()
-                raise Killed
-            if index == self.at or self.mode == "dead disk":
-                raise OSError(5, f"{name} failed")
-            return call(*arguments)
-
-        return wrapped
 
 
 @pytest.fixture

@@ -48,12 +48,12 @@ def test_the_commands_of_the_page_run_and_print_what_it_shows(
                     break
                 assert shape(shown) == shape(real)
             compared, printed = compared + 1, None
-    assert (ran, compared) == (14, 8)
+    assert (ran, compared) == (15, 9)
 
 
 def test_the_page_names_every_command_and_every_key(trainstep: Callable[..., Any]) -> None:
     listed = trainstep("--help").out
-    for name in ("inspect", "verify", "diff", "replay", "bisect", "consolidate"):
+    for name in ("inspect", "verify", "diff", "replay", "bisect", "report", "consolidate"):
         assert f"`trainstep {name} " in PAGE
         assert re.search(rf"^    {name}\b", listed, flags=re.M)
 
@@ -67,6 +67,7 @@ def test_the_keys_of_the_page_are_those_of_the_json(
         "diff": ("a/checkpoint-8", "b/checkpoint-8"),
         "replay": ("a/checkpoint-4", "--script", "train.py"),
         "bisect": ("a", "b"),
+        "report": ("a",),
     }
     table = PAGE[PAGE.index("## JSON") :]
     for name, arguments in calls.items():

@@ -44,6 +44,7 @@ def test_length_grouped_shares_agree_after_an_extra_draw_on_one_rank() -> None:
     assert sorted(rank0 + rank1) == list(range(101))
 
 
+@pytest.mark.row(194)
 def test_upstreams_length_grouping_breaks_after_an_extra_draw() -> None:
     """What the test above guards against: upstream draws from the process's global generator."""
     utils = pytest.importorskip("transformers.trainer_pt_utils")

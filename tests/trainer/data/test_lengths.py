@@ -70,6 +70,7 @@ def test_the_end_comes_from_len_and_not_from_an_index_error() -> None:
     assert dataset.asked == [0, 1, 2, 3]
 
 
+@pytest.mark.row(197)
 def test_upstream_does_not_stop_at_len() -> None:
     utils = pytest.importorskip("transformers.trainer_pt_utils")
     with pytest.raises(AssertionError, match="legacy iteration protocol"):

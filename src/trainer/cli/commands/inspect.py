@@ -14,10 +14,12 @@ SUMMARY = "what a checkpoint is: step, digest, files, leaves, arguments"
 DESCRIPTION = """\
 Say what a checkpoint is: format, step and place in the data, digest of the
 state, versions, files, tensors, arguments. Reads no tensors and opens no
-pickle, so it is quick and safe. Folders that the Hugging Face Trainer wrote
-are described as far as that goes."""
+pickle, so it is quick and safe. Of an output folder the checkpoint of the
+highest step is described. Folders that the Hugging Face Trainer wrote are
+described as far as that goes."""
 EPILOG = """\
 examples:
+  trainstep inspect runs/a
   trainstep inspect runs/a/checkpoint-100
   trainstep inspect runs/a/checkpoint-100 --leaves
   trainstep inspect runs/a/checkpoint-100 --json"""
@@ -25,7 +27,9 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="folder of a checkpoint")
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", type=Path, help="folder of a checkpoint, or of several"
+    )
     parser.add_argument("--leaves", action="store_true", help="list every tensor")
     parser.add_argument(
         "--arguments", action="store_true", help="list all arguments, not only those changed"
@@ -36,13 +40,13 @@ def run(options: argparse.Namespace) -> Result:
     """Describe the checkpoint."""
     from trainer.checkpoint.layout import MANIFEST
     from trainer.cli import foreign
-    from trainer.cli.reading import checkpoint_at, glance
+    from trainer.cli.reading import glance, newest_at
 
-    path = checkpoint_at(options.checkpoint)
+    path = newest_at(options.checkpoint)
     if (path / MANIFEST).exists():
         found = glance(path)
         data = {"command": "inspect", "path": str(path), **_describe(found)}
-        changed = data["arguments"] if options.arguments else _not_default(data["arguments"])
+        changed = data["arguments"] if options.arguments else not_default(data["arguments"])
     elif foreign.is_foreign(path):
         data = {"command": "inspect", "path": str(path), **foreign.survey(path)}
         changed = {}
@@ -102,7 +106,7 @@ def _format(foreign: bool) -> str:
     return "hf" if foreign else "safe"
 
 
-def _not_default(arguments: dict[str, Any]) -> dict[str, Any]:
+def not_default(arguments: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments whose values are not the defaults."""
     from trainer.arguments import Seq2SeqTrainingArguments
 
