@@ -41,9 +41,7 @@ def apply(model: Any, config: Mapping[str, Any] | None) -> None:
         config: which kernels to use, such as ``{"rope": False}``; None takes the library's choice.
     """
     library = check_installed()
-    inner = modeling.unwrap(model)
-    base = getattr(inner, "get_base_model", None)
-    inner = base() if callable(base) else inner
+    inner = modeling.without_adapters(model)
     # Who has such a model has imported transformers.
     transformers = sys.modules.get("transformers")
     if transformers is None or not isinstance(inner, transformers.PreTrainedModel):

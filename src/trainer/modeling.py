@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 WEIGHTS_NAME = "model.safetensors"
+ADAPTER_WEIGHTS_NAME = "adapter_model.safetensors"
 
 
 def forward_names(model: nn.Module) -> list[str]:
     """Return the names of the parameters that ``forward`` takes."""
-    return list(inspect.signature(unwrap(model).forward).parameters)
+    return list(inspect.signature(without_adapters(model).forward).parameters)
 
 
 def accepts_loss_kwargs(model: nn.Module) -> bool:
@@ -21,16 +22,19 @@ def accepts_loss_kwargs(model: nn.Module) -> bool:
 
     An attribute ``accepts_loss_kwargs`` decides, else whether ``forward`` has a ``**kwargs``.
     """
-    declared = getattr(unwrap(model), "accepts_loss_kwargs", None)
-    if declared is not None:
-        return bool(declared)
-    parameters = inspect.signature(unwrap(model).forward).parameters.values()
+    declared = getattr(without_adapters(model), "accepts_loss_kwargs", None)
+    return takes_any(model) if declared is None else bool(declared)
+
+
+def takes_any(model: nn.Module) -> bool:
+    """Tell whether ``forward`` has a ``**kwargs``."""
+    parameters = inspect.signature(without_adapters(model).forward).parameters.values()
     return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
 
 
 def label_names(model: nn.Module) -> list[str]:
     """Return the ``forward`` parameters that are labels, judged by their names."""
-    model = unwrap(model)
+    model = without_adapters(model)
     question = "QuestionAnswering" in type(model).__name__
     spans = ("start_positions", "end_positions") if question else ()
     return [name for name in forward_names(model) if "label" in name or name in spans]
@@ -38,7 +42,7 @@ def label_names(model: nn.Module) -> list[str]:
 
 def can_return_loss(model: nn.Module) -> bool:
     """Tell whether ``forward`` has a ``return_loss`` that is True by default."""
-    parameter = inspect.signature(unwrap(model).forward).parameters.get("return_loss")
+    parameter = inspect.signature(without_adapters(model).forward).parameters.get("return_loss")
     return parameter is not None and parameter.default is True
 
 
@@ -53,6 +57,22 @@ def unwrap(model: Any) -> Any:
         if inner is None:
             return model
         model = inner
+
+
+def without_adapters(model: Any) -> Any:
+    """Return the model that adapters of the library peft are put into; any other one, unwrapped.
+
+    What a model takes and returns is told by its own ``forward``; that of the wrapper takes anything.
+    """
+    model = unwrap(model)
+    base = getattr(model, "get_base_model", None)
+    return base() if callable(base) else model
+
+
+def has_adapters(model: Any) -> bool:
+    """Tell whether a model is one of peft's, which saves and loads the weights of its adapters only."""
+    model = unwrap(model)
+    return hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None))
 
 
 def save_weights(
@@ -133,7 +153,7 @@ def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, folder: Path) -> None:
-    """Read ``model.safetensors`` from ``folder`` into the model, in place.
+    """Read ``model.safetensors`` from ``folder`` into the model, in place; of a model of peft its adapter.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -142,6 +162,9 @@ def load_weights(model: nn.Module, folder: Path) -> None:
     from safetensors.torch import load_model
 
     model = unwrap(model)
+    if has_adapters(model):
+        _load_adapters(model, folder)
+        return
     path = folder / WEIGHTS_NAME
     if not path.exists():
         raise FileNotFoundError(f"no {WEIGHTS_NAME} in {folder}")
@@ -149,6 +172,18 @@ def load_weights(model: nn.Module, folder: Path) -> None:
         load_model(model, str(path))
     except RuntimeError as error:
         raise ValueError(f"{path} does not fit {type(model).__name__}: {error}") from error
+
+
+def _load_adapters(model: Any, folder: Path) -> None:
+    """Read every adapter of the model: ``default`` lies in the folder itself, others in their own."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    for name in model.peft_config:
+        path = (folder if name == "default" else folder / name) / ADAPTER_WEIGHTS_NAME
+        if not path.exists():
+            raise FileNotFoundError(f"no {ADAPTER_WEIGHTS_NAME} in {path.parent}")
+        set_peft_model_state_dict(model, load_file(str(path)), adapter_name=name)
 
 
 def move(value: Any, device: torch.device, *, non_blocking: bool = False) -> Any:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 import trainstep as ts
 from trainer import checkpoint, hf_checkpoints, modeling
-from trainer.callbacks import TRAINER_STATE_NAME, TrainerState, restore_callback_states
+from trainer.callbacks import TRAINER_STATE_NAME, TrainerState
 from trainer.checkpoint import host_rng
 from trainer.distributed import agree, fsdp_plan
 from trainer.distributed.ranks import Ranks, rows_of_rank
+from trainer.facade.model import ModelMixin
 from trainer.loop import Run
 from trainer.meter import Meter
 from trainer.optimizers import Adopted
@@ -59,7 +60,7 @@ def find_checkpoint(trainer: Any, wanted: str | Path | bool | None) -> checkpoin
 def _choose(trainer: Any, wanted: str | Path | bool) -> Path:
     if wanted is not True:
         return Path(str(wanted))
-    root = Path(trainer.args.output_dir)
+    root = Path(trainer._get_output_dir())
     path, skipped = checkpoint.newest(root)
     for folder, reason in skipped:
         logger.warning("Checkpoint %s is passed over: %s", folder, reason)
@@ -82,9 +83,8 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
     state.init_training_references(trainer, run.plan.max_steps, run.plan.num_train_epochs, None)
     trainer.state = state
     if trainer.args.restore_callback_states_from_checkpoint:
-        trainer.control = run.control = restore_callback_states(
-            trainer.callback_handler.callbacks, trainer.control, state.stateful_callbacks
-        )
+        trainer._load_callback_state()
+        run.control = trainer.control
     if found.foreign is not None:
         scheduler = hf_checkpoints.take_up(trainer, run, meter, found)
     else:
@@ -107,10 +107,13 @@ def _take_up(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> 
             "%s was saved with save_only_model: the weights are restored, optimizer moments are not.",
             found.path,
         )
-        modeling.load_weights(trainer.model, found.path)
+        trainer._load_from_checkpoint(str(found.path))
         run.state = run.state.evolve(step=trainer.state.global_step)
     else:
-        run.state = _adopt(trainer._adopted, run.state, found.state)
+        own = type(trainer)._load_from_checkpoint is not ModelMixin._load_from_checkpoint
+        run.state = _adopt(trainer._adopted, run.state, found.state, weights=not own)
+        if own:
+            trainer._load_from_checkpoint(str(found.path))
     trainer._interruption.unfinished = tuple(found.position.get("unfinished", ()))
     _seek(trainer, run, found)
     if "meter" in found.position:
@@ -128,7 +131,9 @@ def _take_up_parts(trainer: Any, run: Run, found: checkpoint.Loaded) -> None:
     run.state = fsdp_state.take_up(run.state, found, trainer._adopted, trainer._ranks)
 
 
-def _adopt(adopted: Adopted, mine: ts.TrainState, theirs: ts.TrainState) -> ts.TrainState:
+def _adopt(
+    adopted: Adopted, mine: ts.TrainState, theirs: ts.TrainState, *, weights: bool
+) -> ts.TrainState:
     """Copy weights into the tensors of ``mine``, which the module shares; take over the rest."""
     if adopted.translated:
         ts.serialize.check_like(theirs, mine)
@@ -139,8 +144,9 @@ def _adopt(adopted: Adopted, mine: ts.TrainState, theirs: ts.TrainState) -> ts.T
     def place(new: Any, old: Any) -> Any:
         return new.to(old.device) if isinstance(new, Tensor) else new
 
+    pairs = ((mine.params, theirs.params), (mine.buffers, theirs.buffers)) if weights else ()
     with torch.no_grad():
-        for target, source in ((mine.params, theirs.params), (mine.buffers, theirs.buffers)):
+        for target, source in pairs:
             for name, tensor in source.items():
                 target[name].copy_(tensor)
     opt_state = theirs.opt_state

@@ -30,7 +30,7 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
         CheckpointError: if it cannot be written; what was there before still is.
     """
     args, state = trainer.args, trainer.state
-    root = Path(args.output_dir)
+    root = Path(trainer._get_output_dir())
     step = run.state.step
     ranks = trainer._ranks
     before = state.best_model_checkpoint

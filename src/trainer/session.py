@@ -256,8 +256,8 @@ def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int, memory: Stage) ->
     trainer.log(metrics)
     saving.close(trainer)
     if args.load_best_model_at_end:
-        saving.load_best(trainer)
+        trainer._load_best_model()
     if args.save_total_limit == 1 and state.best_model_checkpoint and args.should_save:
-        saving.keep_only(Path(args.output_dir), Path(state.best_model_checkpoint))
+        saving.keep_only(Path(trainer._get_output_dir()), Path(state.best_model_checkpoint))
     trainer.control = trainer.callback_handler.on_train_end(args, state, trainer.control)
     return TrainOutput(state.global_step, loss, metrics)

@@ -104,9 +104,7 @@ def shifts_labels(model: nn.Module) -> bool:
     A class of transformers, or one that derives from it, is looked up among its causal language
     models; any other is judged by its name, which ends in ``ForCausalLM`` or ``LMHeadModel``.
     """
-    model = modeling.unwrap(model)
-    get_base = getattr(model, "get_base_model", None)  # adapters of PEFT
-    kinds = type(get_base() if callable(get_base) else model).__mro__
+    kinds = type(modeling.without_adapters(model)).__mro__
     theirs = [kind for kind in kinds if kind.__module__.startswith("transformers.models.")]
     if not theirs:
         return kinds[0].__name__.endswith(("ForCausalLM", "LMHeadModel"))

@@ -49,15 +49,37 @@ def _with_processes(args: Any) -> list[str]:
     return found
 
 
-# Methods of the Hugging Face Trainer that nothing here calls: defining one would have no effect.
+# What the Hugging Face Trainer calls in a training and nothing here does: defining one would have no
+# effect. (Those that only uploads and searches call are not among them, since these are refused.)
 _UNUSED_HOOKS = (
+    "_clip_grad_norm",
+    "_finalize_training",
+    "_get_dataloader",
+    "_get_grad_norm",
+    "_get_learning_rate",
+    "_get_num_items_in_batch",
+    "_init_training_state",
     "_inner_training_loop",
+    "_issue_warnings_after_load",
+    "_load_optimizer_and_scheduler",
+    "_load_rng_state",
+    "_load_scaler",
     "_maybe_log_save_evaluate",
-    "create_model_card",
-    "hyperparameter_search",
-    "init_hf_repo",
-    "push_to_hub",
+    "_prepare_context_parallel_inputs",
+    "_prepare_for_training",
+    "_run_epoch",
+    "_save_optimizer_and_scheduler",
+    "_save_rng_state",
+    "_save_scaler",
+    "_track_num_input_tokens",
+    "_update_auto_batch_size",
+    "_validate_args",
 )
+UPLOADING = ("_finish_current_push", "_push_from_checkpoint")
+UPLOADING += ("create_model_card", "init_hf_repo", "push_to_hub")
+SEARCHING = ("_hp_search_setup", "_report_to_hp_search", "_tune_save_checkpoint")
+SEARCHING += ("hyperparameter_search",)
+"""Methods that only uploads and searches call, which are not available: a subclass may have them."""
 
 
 def refuse_unused_hooks(trainer: Any) -> None:

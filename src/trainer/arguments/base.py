@@ -1,6 +1,7 @@
 """``TrainingArguments``: every field, assembled from the mixins of :mod:`.fields`."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from .derive import build_configs, convert_enums, derive_values, read_values
 from .devices import DevicesMixin
@@ -53,6 +54,17 @@ class TrainingArguments(
         TypeError: A keyword is unknown; for names of version 4, the message names the replacement.
         NotImplementedError: ``accelerator_config`` is a class.
     """
+
+    # Fields that are dicts and may be given as JSON text; a subclass adds its own to the list.
+    _VALID_DICT_FIELDS: ClassVar[list[str]] = [
+        "accelerator_config",
+        "fsdp_config",
+        "deepspeed",
+        "gradient_checkpointing_kwargs",
+        "lr_scheduler_kwargs",
+        "liger_kernel_config",
+        "parallelism_config",
+    ]
 
     def __post_init__(self) -> None:
         self.normalize()

@@ -45,7 +45,7 @@ def read_values(args: "TrainingArguments") -> None:
             setattr(args, field.name, as_scalar(field.name, kind, value))
     for name in _MAPPINGS:
         setattr(args, name, as_mapping(name, getattr(args, name)))
-    for name in _JSON_TEXTS:
+    for name in {*_JSON_TEXTS, *args._VALID_DICT_FIELDS} - {*_MAPPINGS, "fsdp_config"}:
         value = getattr(args, name)
         if isinstance(value, str) and value.lstrip().startswith("{"):
             setattr(args, name, _json_text(name, value))

@@ -6,13 +6,14 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
-_LABELS = ("label", "label_ids", "labels")
+LABELS = ("label", "label_ids", "labels")
+"""Columns that are kept whatever the model takes: collators make ``labels`` of them, and losses use it."""
 
 
 def keep_columns(dataset: Any, signature: list[str], what: str) -> Any:
-    """Drop the columns of a ``datasets.Dataset`` that are neither in ``signature`` nor labels.
+    """Drop the columns of a ``datasets.Dataset`` that are not in ``signature``.
 
-    Other datasets are returned as they are; see ``filtering_collator``.
+    Other datasets are returned as they are; see ``FilteringCollator``.
 
     Raises:
         ValueError: if no column is left.
@@ -20,7 +21,7 @@ def keep_columns(dataset: Any, signature: list[str], what: str) -> Any:
     names = getattr(dataset, "column_names", None)
     if not isinstance(names, list) or not hasattr(dataset, "remove_columns"):
         return dataset
-    kept = {*signature, *_LABELS}
+    kept = set(signature)
     ignored = [name for name in names if name not in kept]
     if names and len(ignored) == len(names):
         raise ValueError(
@@ -39,7 +40,7 @@ class FilteringCollator:
     def __init__(self, collate: Callable[[list[Any]], Any], signature: list[str]) -> None:
         self.collate = collate
         self.signature = list(dict.fromkeys(signature))
-        self.kept = frozenset((*signature, *_LABELS))
+        self.kept = frozenset(signature)
 
     def __call__(self, samples: list[Any]) -> Any:
         """Collate the samples without the keys that the model does not take."""

@@ -16,7 +16,13 @@ _MARK = "$"
 
 
 def stateful(part: Any) -> bool:
-    """Tell whether a dataset, iterator or loader has ``state_dict`` and ``load_state_dict``."""
+    """Tell whether a dataset, iterator or loader has ``state_dict`` and ``load_state_dict``.
+
+    Loaders that accelerate has prepared define both, but only pass on those of the loader inside.
+    """
+    inner = getattr(part, "base_dataloader", None)
+    if inner is not None and not stateful(inner):
+        return False
     return callable(getattr(part, "state_dict", None)) and callable(
         getattr(part, "load_state_dict", None)
     )

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainer import modeling
+from trainer.data.columns import LABELS
 from trainer.evaluation.nested import detached
 
 
@@ -31,10 +33,20 @@ def predict_batch(
             )
             loss = loss.detach().mean()
         else:
-            loss, outputs = None, model(**inputs) if keyed else model(inputs)
+            loss, outputs = None, model(**_taken(trainer, inputs)) if keyed else model(inputs)
     if loss_only:
         return loss, None, None
     return loss, detached(_logits(outputs, loss is not None, ignore_keys)), labels
+
+
+def _taken(trainer: Any, inputs: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the inputs without labels that ``forward`` does not take: they are there for a loss."""
+    if not any(name in inputs for name in LABELS):
+        return inputs
+    names = modeling.forward_names(trainer.model)
+    if modeling.takes_any(trainer.model):
+        return inputs
+    return {k: v for k, v in inputs.items() if k in names or k not in LABELS}
 
 
 def _logits(outputs: Any, has_loss: bool, ignore_keys: list[str]) -> Any:

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from trainer.distributed import fsdp_plan
 from trainer.facade.base import TrainerBase
 
 
@@ -25,6 +26,21 @@ class AcceleratorMixin(TrainerBase):
     @accelerator.setter
     def accelerator(self, value: Any) -> None:
         self._accelerator = value
+
+    @property
+    def gather_function(self) -> Any:
+        """``accelerator.gather_for_metrics``: joins what all processes have, without repeated samples."""
+        return self.accelerator.gather_for_metrics
+
+    @property
+    def is_fsdp_enabled(self) -> bool:
+        """Whether the model's parameters are distributed over the processes."""
+        return fsdp_plan.wanted(self.args)
+
+    @property
+    def is_deepspeed_enabled(self) -> bool:
+        """Whether DeepSpeed trains the model; this version refuses that at construction."""
+        return False
 
     def create_accelerator_and_postprocess(self) -> None:
         """Build ``self.accelerator``, whose ``backward`` is this trainer's."""

@@ -45,7 +45,7 @@ class TrainerBase:
     _tokens: TokenCounter
     _memory: MemoryTracker
     _train_batch_size: int
-    _signature: list[str]
+    _signature_columns: list[str] | None
     _loss_takes_items: bool
     _adopted: Adopted | None
     _train_state: ts.TrainState | None

@@ -7,9 +7,10 @@ from typing import Any
 from attrs import frozen
 from torch.utils.data import Sampler
 
+from trainer import modeling
 from trainer.arguments import TrainingArguments
 from trainer.data.collators import DataCollatorWithPadding, default_data_collator
-from trainer.data.columns import FilteringCollator, keep_columns
+from trainer.data.columns import LABELS, FilteringCollator, keep_columns
 from trainer.data.loader import is_iterable, make_loader, train_order
 from trainer.data.order import Order, Sequential
 from trainer.data.torch_samplers import OrderSampler, as_order
@@ -34,6 +35,8 @@ class _Kept:
 
 class DataMixin(TrainerBase):
     """Loaders: training data by position, evaluation data in order."""
+
+    _signature_columns: list[str] | None = None
 
     def get_train_dataloader(self) -> Any:
         """Return the training loader: its order is a function of (seed, epoch, position)."""
@@ -126,10 +129,33 @@ class DataMixin(TrainerBase):
         return default_data_collator
 
     def _without_unused(self, dataset: Any, what: str) -> tuple[Any, Callable[[list[Any]], Any]]:
+        collate = self.data_collator
         if not self.args.remove_unused_columns:
-            return dataset, self.data_collator
-        names = [*self._signature, *self.label_names]
-        return keep_columns(dataset, names, what), FilteringCollator(self.data_collator, names)
+            return dataset, collate
+        dataset = self._remove_unused_columns(dataset, what)
+        return dataset, self._get_collator_with_removed_columns(collate, what)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        """Set ``self._signature_columns``, the names that are kept of the data, unless they are set.
+
+        They are the parameters of the model's ``forward`` and the labels. An override, or a subclass that
+        assigns them, decides what its collator or its loss gets to see.
+        """
+        if self._signature_columns is None:
+            names = [*modeling.forward_names(self.model), *LABELS, *self.label_names]
+            self._signature_columns = list(dict.fromkeys(names))
+
+    def _remove_unused_columns(self, dataset: Any, description: str | None = None) -> Any:
+        """Return a table without the columns that are not used; other data as they are."""
+        self._set_signature_columns_if_needed()
+        return keep_columns(dataset, self._signature_columns or [], description or "given")
+
+    def _get_collator_with_removed_columns(
+        self, data_collator: Callable[[list[Any]], Any], description: str | None = None
+    ) -> Callable[[list[Any]], Any]:
+        """Return a collator that drops from samples what is not used, then does what the given one does."""
+        self._set_signature_columns_if_needed()
+        return FilteringCollator(data_collator, self._signature_columns or [])
 
     def _evaluation_loader(self, dataset: Any, what: str) -> Any:
         dataset, collate = self._without_unused(dataset, what)

@@ -43,7 +43,7 @@ class EvaluationMixin(TrainerBase):
                 subset = name if eval_dataset is None else part
                 merged |= self.evaluate(subset, ignore_keys, f"{metric_key_prefix}_{name}")
             return merged
-        with self._memory.start("eval") as memory:
+        with self._memory.start("eval") as memory, self._modules_in_evaluation():
             loader = self.get_eval_dataloader(eval_dataset)
             start = time.time()
             loss_only = True if self.compute_metrics is None else None
@@ -65,7 +65,7 @@ class EvaluationMixin(TrainerBase):
         metric_key_prefix: str = "test",
     ) -> PredictionOutput:
         """Return predictions, labels and metrics for a dataset; logs nothing."""
-        with self._memory.start("test") as memory:
+        with self._memory.start("test") as memory, self._modules_in_evaluation():
             start = time.time()
             loader = self.get_test_dataloader(test_dataset)
             output = self.evaluation_loop(
@@ -136,17 +136,25 @@ class EvaluationMixin(TrainerBase):
         return fsdp.settled(self.model)
 
     @contextmanager
-    def _evaluation_mode(self) -> Iterator[None]:
-        """Put the model and the optimizer into evaluation mode, and every submodule back afterwards."""
-        self._sync_buffers()
+    def _modules_in_evaluation(self) -> Iterator[None]:
+        """Put the model into evaluation mode, and every submodule back afterwards.
+
+        Overridden ``log`` methods and callbacks tell by ``model.training`` what they are called for.
+        """
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         try:
-            with self._evaluation_weights():
-                yield
+            yield
         finally:
             for module, training in modes:
                 module.training = training
+
+    @contextmanager
+    def _evaluation_mode(self) -> Iterator[None]:
+        """Put the model and the optimizer into evaluation mode, and back afterwards."""
+        self._sync_buffers()
+        with self._modules_in_evaluation(), self._evaluation_weights():
+            yield
 
     @contextmanager
     def _half_weights(self) -> Iterator[None]:

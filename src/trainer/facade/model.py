@@ -1,6 +1,7 @@
 """Where the model comes from, where it is, and what wraps it."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -88,11 +89,22 @@ class ModelMixin(TrainerBase):
             )
         return self._compiled
 
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """Move the model; an override may leave it where it is."""
+        model.to(device)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the weights in a checkpoint's folder into the model.
+
+        A run that is resumed has its weights, bit for bit, from the checkpoint's train state; an override
+        is called in place of that.
+        """
+        modeling.load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
+
     def _place_model(self) -> None:
         if self.place_model_on_device:
-            self.model.to(self.args.device)
+            self._move_model_to_device(self.model, self.args.device)
         model = modeling.unwrap(self.model)
-        self._signature = modeling.forward_names(model)
         self.label_names = self.args.label_names or modeling.label_names(model)
         self.can_return_loss = modeling.can_return_loss(model)
         self.model_accepts_loss_kwargs = modeling.accepts_loss_kwargs(model)

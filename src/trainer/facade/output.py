@@ -9,7 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from trainer import checkpoint, modeling, saving
+from trainer.callbacks import restore_callback_states
 from trainer.checkpoint import BackgroundWriter
+from trainer.checkpoint.layout import ARGUMENTS as TRAINING_ARGS_NAME
 from trainer.distributed import agree, fsdp_plan
 from trainer.facade.base import TrainerBase
 from trainer.figures import Figures
@@ -21,6 +23,7 @@ logger = logging.getLogger(__name__)
 class OutputMixin(TrainerBase):
     """What leaves the trainer: logs, metrics, models, checkpoints."""
 
+    hub_model_id: str | None = None  # scripts that write model cards ask for it
     _figures: Figures | None = None
     _tokens_shared: int = 0  # of the tokens counted, those that all processes know of
 
@@ -76,11 +79,21 @@ class OutputMixin(TrainerBase):
         tensors = self._gathered_model() if fsdp_plan.wanted(self.args) else None
         if not self.args.should_save:
             return
+        folder = output_dir or str(self.args.output_dir)
+        self._save(folder, state_dict=tensors)
+        if not _internal_call:  # a checkpoint brings its own
+            (Path(folder) / TRAINING_ARGS_NAME).write_text(self.args.to_json_string())
+
+    def _save(
+        self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Write weights, configuration and processor; ``state_dict`` stands in for the model's own.
+
+        ``save_model``, and with it every checkpoint, writes through this method.
+        """
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        self._write_model(folder, tensors)
-        if not _internal_call:  # a checkpoint brings its own
-            (folder / "training_args.json").write_text(self.args.to_json_string())
+        self._write_model(folder, state_dict)
 
     def store_flos(self) -> None:
         """Add the operations counted since the last call to ``state.total_flos``.
@@ -105,6 +118,20 @@ class OutputMixin(TrainerBase):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         saving.save_checkpoint(self, self._run, self._meter)
 
+    def _get_output_dir(self, trial: Any = None) -> str:
+        """Return the folder that checkpoints are in."""
+        return str(self.args.output_dir)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint's weights; called at the end with ``load_best_model_at_end``."""
+        saving.load_best(self)
+
+    def _load_callback_state(self) -> None:
+        """Give the callbacks and the control the states that ``self.state.stateful_callbacks`` holds."""
+        self.control = restore_callback_states(
+            self.callback_handler.callbacks, self.control, self.state.stateful_callbacks
+        )
+
     def _determine_best_metric(self, metrics: dict[str, float]) -> bool:
         return saving.note_best(self.args, self.state, metrics)
 
@@ -124,12 +151,14 @@ class OutputMixin(TrainerBase):
             return fsdp_state.make_writer(self)
         if not self.args.async_save or not self.args.should_save:
             return None
-        if type(self).save_model is not OutputMixin.save_model:
-            logger.warning(
-                "async_save is off: %s overrides save_model, which reads the live model.",
-                type(self).__name__,
-            )
-            return None
+        for name in ("save_model", "_save"):
+            if getattr(type(self), name) is not getattr(OutputMixin, name):
+                logger.warning(
+                    "async_save is off: %s overrides %s, which reads the live model.",
+                    type(self).__name__,
+                    name,
+                )
+                return None
         return BackgroundWriter()
 
     def _model_tensors(self) -> dict[str, Tensor]:

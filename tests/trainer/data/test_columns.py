@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trainer.data.columns import FilteringCollator, keep_columns
+from trainer.data.columns import LABELS, FilteringCollator, keep_columns
 
 
 class Table:
@@ -23,11 +23,11 @@ class Table:
 def test_columns_that_are_not_used_are_dropped_and_named(caplog: pytest.LogCaptureFixture) -> None:
     table = Table("text", "input_ids", "label", "labels", "label_ids", "id")
     with caplog.at_level(logging.INFO, logger="trainer"):
-        kept = keep_columns(table, ["input_ids", "mask"], "training")
+        kept = keep_columns(table, ["input_ids", "mask", *LABELS], "training")
 
     assert kept.column_names == ["input_ids", "label", "labels", "label_ids"]
     assert "The training data's columns text, id are not used" in caplog.text
-    assert keep_columns(kept, ["input_ids"], "training") is kept
+    assert keep_columns(kept, ["input_ids", *LABELS], "training") is kept
 
 
 @pytest.mark.row(53)
@@ -52,7 +52,7 @@ def collate(samples: list[Any]) -> list[Any]:
 
 
 def test_samples_that_are_dicts_lose_unused_keys() -> None:
-    filtered = FilteringCollator(collate, ["x"])
+    filtered = FilteringCollator(collate, ["x", *LABELS])
 
     assert filtered([{"x": 1, "id": 2, "labels": 3}]) == [{"x": 1, "labels": 3}]
     assert filtered([{"x": 1, "label": 2, "label_ids": 3}]) == [
@@ -67,7 +67,7 @@ def test_samples_that_are_dicts_lose_unused_keys() -> None:
 
 
 def test_keys_that_only_some_samples_have_are_dropped_too() -> None:
-    filtered = FilteringCollator(collate, ["x"])
+    filtered = FilteringCollator(collate, ["x", *LABELS])
 
     assert filtered([{"x": 1, "id": 0}, {"x": 2, "note": 1}]) == [{"x": 1}, {"x": 2}]
     assert filtered([{"x": 1}, 5, {"x": 2, "note": 1}]) == [{"x": 1}, 5, {"x": 2}]
