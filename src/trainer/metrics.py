@@ -9,9 +9,13 @@ from typing import Any
 
 
 def speed_metrics(
-    split: str, start_time: float, num_samples: float | None = None, num_steps: int | None = None
+    split: str,
+    start_time: float,
+    num_samples: float | None = None,
+    num_steps: int | None = None,
+    num_tokens: int | None = None,
 ) -> dict[str, float]:
-    """Return ``<split>_runtime`` (seconds) and the samples and steps per second since ``start_time``.
+    """Return ``<split>_runtime`` (seconds) and the samples, steps and tokens a second since ``start_time``.
 
     Rates are left out where the clock did not move.
     """
@@ -22,6 +26,8 @@ def speed_metrics(
             result[f"{split}_samples_per_second"] = round(num_samples / runtime, 3)
         if num_steps is not None:
             result[f"{split}_steps_per_second"] = round(num_steps / runtime, 3)
+        if num_tokens is not None:
+            result[f"{split}_tokens_per_second"] = round(num_tokens / runtime, 3)
     return result
 
 

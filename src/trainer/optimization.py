@@ -4,6 +4,7 @@ from typing import Any
 
 import trainstep as ts
 from trainer.optimizers import check_optimizer, multiplier
+from trainer.optimizers.functions import *  # noqa: F403 - scripts import schedules from here
 from trainer.optimizers.schedulers import METRIC_DRIVEN
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import trainstep as ts
-from trainer import checkpoint, hf_checkpoints, modeling
+from trainer import checkpoint, hf_checkpoints
 from trainer.callbacks import TRAINER_STATE_NAME, TrainerState
 from trainer.checkpoint import host_rng
 from trainer.distributed import agree, fsdp_plan

@@ -112,4 +112,8 @@ def own_arguments(args: Any) -> TrainingArguments:
     if "hub_token" in values:  # masked in the dict
         values["hub_token"] = args.hub_token
     logger.info("The arguments given are transformers'; they are used as trainer.%s", kind.__name__)
-    return kind(**values)
+    own = kind(**values)
+    for field in dataclasses.fields(args):  # those that a subclass of a script has added
+        if field.name not in known and not hasattr(own, field.name):
+            setattr(own, field.name, getattr(args, field.name))
+    return own

@@ -15,11 +15,14 @@ import trainstep as ts
 from trainer import replaying, saving, session
 from trainer.arguments import TrainingArguments
 from trainer.batch_size import find_executable_batch_size, remember
+from trainer.callbacks import TRAINER_STATE_NAME as TRAINER_STATE_NAME
 from trainer.callbacks import (
     TrainerControl,
     TrainerState,
 )
 from trainer.checkpoint import BackgroundWriter, CheckpointError, Loaded
+from trainer.checkpoint.layout import ARGUMENTS as TRAINING_ARGS_NAME
+from trainer.checkpoint.layout import OPTIMIZER as OPTIMIZER_NAME
 from trainer.checks import (
     check_arguments,
     check_batch_metrics,
@@ -40,6 +43,7 @@ from trainer.facade.model import ModelMixin
 from trainer.facade.optimizers import OptimizerMixin
 from trainer.facade.output import OutputMixin
 from trainer.memory import MemoryTracker
+from trainer.modeling import WEIGHTS_NAME as SAFE_WEIGHTS_NAME
 from trainer.optimization import check_choices
 from trainer.optimizers import (
     Adopted,
@@ -261,4 +265,13 @@ class Trainer(
         return self._train_state
 
 
-__all__ = ["CheckpointError", "Trainer", "prepare_folder", "set_seed"]
+__all__ = [
+    "OPTIMIZER_NAME",
+    "SAFE_WEIGHTS_NAME",
+    "TRAINER_STATE_NAME",
+    "TRAINING_ARGS_NAME",
+    "CheckpointError",
+    "Trainer",
+    "prepare_folder",
+    "set_seed",
+]

@@ -22,7 +22,9 @@ TRAINER_STATE = "trainer_state.json"
 ARGUMENTS = "training_args.json"
 MANIFEST = "manifest.json"
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)", re.ASCII)
+PREFIX_CHECKPOINT_DIR = "checkpoint"
+
+_CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", re.ASCII)
 _SIBLING = re.compile(r"\.(tmp|old|gone)-checkpoint-(\d+)-(\d+)", re.ASCII)
 _HOST_RNG = re.compile(r"host_rng-(\d+)\.json", re.ASCII)
 

@@ -1,6 +1,6 @@
 """Nested values: tensors in tuples, lists and mappings."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,15 @@ def map_leaves(fn: Callable[[Any], Any], value: Any) -> Any:
         parts = [map_leaves(fn, item) for item in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return fn(value)
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """Yield what is no list, tuple or mapping, in order."""
+    if isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from leaves(part)
+    else:
+        yield value
 
 
 def detached(value: Any) -> Any:

@@ -78,7 +78,7 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
 
 
 def multiplier(
-    name: str, peak: float, warmup_steps: int, total_steps: int, options: dict[str, Any]
+    name: str, peak: float, warmup_steps: int, total_steps: int | None, options: dict[str, Any]
 ) -> Callable[[int], float]:
     """Return the factor of the base rate as a function of the step; arguments as above."""
     if (
