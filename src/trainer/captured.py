@@ -66,6 +66,11 @@ class CapturedEngine:
         """Return the gradients of the last update; the next one overwrites them."""
         return self._grads if self._graphs is not None else self._local.collect()
 
+    def drop(self) -> None:
+        """Forget gradients that no graph holds."""
+        if self._graphs is None:
+            self._local.drop()
+
     def buffers(self) -> Buffers:
         """Return the module's buffers."""
         return self._local.buffers()
@@ -81,7 +86,7 @@ class CapturedEngine:
             self._local.drop()
             *_, total = self._local.passes(batches, items, window, key)
             self._local.keep_buffers()
-            return total, self._local.gradients()
+            return total, self._local.collect()
         except BaseException:
             self._local.drop()
             for name, tensor in self._local.buffers().items():

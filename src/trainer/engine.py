@@ -62,16 +62,9 @@ class LocalEngine:
             yield total
 
     def collect(self) -> Grads:
-        """Take the gradients off the parameters. Those that were not reached have none.
+        """Return the gradients that the parameters hold. Those that were not reached have none.
 
-        Of gradients that were used up in the backward pass, the norms are left.
-        """
-        grads = self.gradients()
-        self.drop()
-        return grads
-
-    def gradients(self) -> Grads:
-        """Return the gradients that the parameters hold.
+        Of gradients that were used up in the backward pass, the norms are left, once.
 
         Raises:
             ValueError: if there are none.

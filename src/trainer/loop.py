@@ -14,6 +14,7 @@ from torch import Tensor
 
 import trainstep as ts
 from trainer.plan import Plan
+from trainstep.pending import Pending
 from trainstep.types import Buffers, Grads, Metrics
 
 
@@ -54,7 +55,11 @@ class Engine(Protocol):
         ...
 
     def collect(self) -> Grads:
-        """Return the gradients added up since the last call, and forget them."""
+        """Return the gradients of the update."""
+        ...
+
+    def drop(self) -> None:
+        """Forget them."""
         ...
 
     def buffers(self) -> Buffers:
@@ -88,6 +93,7 @@ class Run:
         control: stop flags.
         accumulation: micro-batches to an update.
         ahead: iterates over the micro-batches of an update while the next ones go to the device.
+        watched: whether somebody may put other gradients in place before the optimizer takes them.
         whole: a context in which an update is put in place, so that nothing interrupts that halfway.
         epoch: epoch in progress, from 0.
         batch: micro-batches of this epoch that are done.
@@ -106,6 +112,7 @@ class Run:
     control: Control
     accumulation: int
     ahead: Callable[[list[Any]], Iterable[Any]] = iter
+    watched: Callable[[], bool] = bool
     whole: AbstractContextManager[None] = field(factory=nullcontext)
     epoch: int = 0
     batch: int = 0
@@ -176,18 +183,22 @@ def _update(run: Run, window: list[Any], items: Any) -> Iterator[Event]:
         total = so_far
         if number < len(window):
             yield Event.SUBSTEP_END
-    yield Event.PRE_OPTIMIZER_STEP
     loss = ts.Loss(total, 1, _set_apart(run, before))  # the engine has divided already
     grads = run.engine.collect()
     if (scale := run.step.loss_scale(run.state)) is not None:
         ts.unscale_(grads.values(), scale)
+    pending: Any = run.step.prepare(run.state, loss, grads)
+    yield Event.PRE_OPTIMIZER_STEP
+    if run.watched() and isinstance(pending, Pending):
+        pending = pending.with_grads(run.engine.collect())
     with run.whole:
-        run.state, run.metrics = run.step.update(run.state, loss, grads)
+        run.state, run.metrics = run.step.finish(run.state, pending)
         if before:  # a refused update takes the module's buffers back as well
             for name, tensor in run.engine.buffers().items():
                 tensor.copy_(run.state.buffers[name])
         run.batch += len(window)
     yield Event.OPTIMIZER_STEP
+    run.engine.drop()
 
 
 def _set_apart(run: Run, before: Buffers) -> Buffers:

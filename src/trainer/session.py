@@ -125,6 +125,8 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
         ahead=Prefetch(args.device),
     )
     engage(trainer, run, engine)
+    if trainer._adopted.fused is None:
+        run.watched = partial(handler.listens, Event.PRE_OPTIMIZER_STEP.value)
     return run
 
 

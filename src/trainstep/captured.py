@@ -99,6 +99,14 @@ class CapturedStep:
         self._home = home
         return home
 
+    def prepare(self, state: TrainState, loss: Loss, grads: Grads) -> tuple[Loss, Grads]:
+        """Return what ``finish`` takes: a graph of the update does not stop in the middle."""
+        return loss, grads
+
+    def finish(self, state: TrainState, pending: tuple[Loss, Grads]) -> tuple[TrainState, Metrics]:
+        """Make the update, see ``update``."""
+        return self.update(state, *pending)
+
     def update(self, state: TrainState, loss: Loss, grads: Grads) -> tuple[TrainState, Metrics]:
         """Finish a step whose gradients are known.
 

@@ -17,6 +17,7 @@ from trainstep.losses import Loss, check_aux
 from trainstep.model import Functional
 from trainstep.optim.base import Optimizer
 from trainstep.parts import check_parts
+from trainstep.pending import Pending
 from trainstep.rng import Key
 from trainstep.rng import key as make_key
 from trainstep.scaling import DynamicScale
@@ -79,6 +80,17 @@ class Step:
             hyper: hyperparameters, instead of those that the schedule gives.
             key: randomness of the transforms, instead of that of the state.
         """
+        return self.finish(state, self.prepare(state, loss, grads, hyper, key))
+
+    def prepare(
+        self,
+        state: TrainState,
+        loss: Loss,
+        grads: Grads,
+        hyper: Hyper | None = None,
+        key: Key | None = None,
+    ) -> Pending:
+        """Do the part of ``update`` before the optimizer: guards and transforms; the state is only read."""
         if loss.aux:
             check_aux("make_step", loss.aux, _METRICS)
         extras = self.memory(state)
@@ -95,6 +107,12 @@ class Step:
         if self.transforms:
             grads, kept = run(self.transforms, grads, extras["transforms"], state.params, context)
             after = {**extras, "transforms": kept}
+        return Pending(loss, grads, hyper, norm, ok, seen, extras, after)
+
+    def finish(self, state: TrainState, pending: Pending) -> tuple[TrainState, Metrics]:
+        """Do the rest of ``update``: optimizer and metrics."""
+        loss, grads, hyper, norm = pending.loss, pending.grads, pending.hyper, pending.norm
+        ok, seen, extras, after = pending.ok, pending.seen, pending.before, pending.after
         refused = ok is not None and self.optimizer.imperative and not bool(ok)
         params, opt_state = self._apply(state, {} if refused else grads, hyper)
         buffers = state.buffers if loss.buffers is None else loss.buffers

@@ -29,6 +29,8 @@ def test_gradients_add_up_until_they_are_collected(tmp_path: Path) -> None:
     assert not any(share.requires_grad for share in shares)
     for name, parameter in fresh.named_parameters():
         torch.testing.assert_close(grads[name], parameter.grad)
+    assert all(p.grad is not None for p in trainer.model.parameters())
+    engine.drop()
     assert all(p.grad is None for p in trainer.model.parameters())
 
 

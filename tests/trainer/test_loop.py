@@ -143,9 +143,11 @@ class Sum:
             yield total
 
     def collect(self) -> dict[str, torch.Tensor]:
+        return {"w": torch.tensor(float(sum(self._open)))}
+
+    def drop(self) -> None:
         self.windows.append((self._open, self._window))
-        total, self._open = sum(self._open), []
-        return {"w": torch.tensor(float(total))}
+        self._open = []
 
 
 def take(batches: Any, count: int) -> tuple[list[Any], int]:

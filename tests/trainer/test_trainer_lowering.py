@@ -57,14 +57,14 @@ def test_why_there_are_no_graphs_is_said_once(tmp_path: Path, caplog: Any) -> No
 
 
 class Shapes(TrainerCallback):
-    """Notes how the trainer runs its steps at the end, and gradients as they are before updates."""
+    """Notes how the trainer runs its steps at the end, and gradients as they were applied."""
 
     def __init__(self) -> None:
         self.norms: list[float] = []
         self.trainer: Any = None
         self.graphs = 0
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         grads = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         self.norms.append(float(torch.stack([g.double().norm() for g in grads]).norm()))
 

@@ -58,12 +58,16 @@ class TrainerCallback:
     def on_pre_optimizer_step(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl | None:
-        """Run after gradients were clipped and before the optimizer applies them."""
+        """Run after gradients were clipped and before the optimizer applies them.
+
+        They are in the parameters' ``.grad`` and may be changed. (Where steps are recorded in CUDA graphs
+        they are shown before clipping, and only changes in place count.)
+        """
 
     def on_optimizer_step(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl | None:
-        """Run after the optimizer's update, before the learning rate moves on."""
+        """Run after the optimizer's update, before the learning rate moves on and gradients are dropped."""
 
     def on_substep_end(
         self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any

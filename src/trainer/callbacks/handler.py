@@ -125,6 +125,10 @@ class CallbackHandler(EventMethods):
         self._known = list(self.callbacks)
         self._listeners = {}
 
+    def listens(self, event: str) -> bool:
+        """Tell whether any callback has more than an empty method for `event`."""
+        return bool(self._listeners_of(event))
+
     def _listeners_of(self, event: str) -> tuple[Any, ...]:
         callbacks, known = self.callbacks, self._known
         if len(callbacks) != len(known) or not all(map(operator.is_, callbacks, known)):

@@ -81,8 +81,6 @@ def _step(optimizer: torch.optim.Optimizer, live: dict[str, Tensor], grads: Grad
         parameter.grad = grads.get(name)
     with torch.enable_grad():
         optimizer.step()
-    for parameter in live.values():
-        parameter.grad = None
 
 
 def _is_kept(key: str, value: Any) -> bool:
