@@ -39,6 +39,7 @@ MODULES = {
     "checkpoint": ["trainer.checkpoint"],
     "digests": ["trainer.digest_log"],
     "debug": ["trainer.debug"],
+    "helpers": ["trainer.helpers", "trainer.optimizers.functions"],
     "data": [
         "trainer.data.order",
         "trainer.data.strategies",

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import trainstep as ts
 from trainer import modeling
+from trainer.data.columns import names_in
 from trainstep import TrainState
 from trainstep.types import Buffers, Grads
 
@@ -47,8 +48,16 @@ class LocalEngine:
         except Exception as error:
             error.add_note(
                 f"while training on the batch {describe(batch)} at step {trainer.state.global_step}"
+                f"{self._columns() if isinstance(error, TypeError) else ''}"
             )
             raise
+
+    def _columns(self) -> str:
+        """Say what the model takes and the data has; a missing argument is a column by another name."""
+        taken = ", ".join(modeling.forward_names(self._module))
+        found = names_in(self._trainer.train_dataset)
+        data = f", the training data have {', '.join(found)}" if found else ""
+        return f"; the model's forward takes {taken}{data}"
 
     def passes(
         self, batches: Iterable[Any], items: Any, window: int, key: Any

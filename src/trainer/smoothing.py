@@ -1,5 +1,6 @@
 """Label smoothing as a loss over logits, normalised once over a whole accumulation window."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -96,6 +97,24 @@ class LabelSmoother:
             kept = (labels[..., 1:] if shift_labels else labels) != self.ignore_index
             total = kept.sum() if total is None else total + kept.sum()
         return total
+
+
+def make_smoother(factor: float, model: nn.Module) -> LabelSmoother | None:
+    """Return the smoother that ``label_smoothing_factor`` asks for; None for 0.
+
+    For a model of several labels at once, which are not classes to spread anything over, there is none
+    either, with a UserWarning.
+    """
+    config = getattr(modeling.without_adapters(model), "config", None)
+    if factor and getattr(config, "problem_type", None) == "multi_label_classification":
+        warnings.warn(
+            f"label_smoothing_factor={factor} has no effect: the model's config.problem_type is "
+            "multi_label_classification, whose labels are not classes that exclude each other",
+            UserWarning,
+            stacklevel=3,
+        )
+        return None
+    return LabelSmoother(factor) if factor else None
 
 
 def shifts_labels(model: nn.Module) -> bool:

@@ -75,10 +75,19 @@ _UNUSED_HOOKS = (
     "_update_auto_batch_size",
     "_validate_args",
 )
-UPLOADING = ("_finish_current_push", "_push_from_checkpoint")
-UPLOADING += ("create_model_card", "init_hf_repo", "push_to_hub")
-SEARCHING = ("_hp_search_setup", "_report_to_hp_search", "_tune_save_checkpoint")
-SEARCHING += ("hyperparameter_search",)
+UPLOADING = (
+    "_finish_current_push",
+    "_push_from_checkpoint",
+    "create_model_card",
+    "init_hf_repo",
+    "push_to_hub",
+)
+SEARCHING = (
+    "_hp_search_setup",
+    "_report_to_hp_search",
+    "_tune_save_checkpoint",
+    "hyperparameter_search",
+)
 """Methods that only uploads and searches call, which are not available: a subclass may have them."""
 
 

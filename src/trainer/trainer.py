@@ -50,7 +50,7 @@ from trainer.optimizers import (
 )
 from trainer.outputs import TrainOutput
 from trainer.preparation import prepare_model, token_counter
-from trainer.smoothing import LabelSmoother
+from trainer.smoothing import make_smoother
 from trainer.support import own_arguments, refuse_unsupported, refuse_unused_hooks
 
 
@@ -147,8 +147,7 @@ class Trainer(
         self._train_batch_size = self.args.train_batch_size
         self._own_scheduler = self.lr_scheduler is None
         self._adopted: Adopted | None = None
-        factor = self.args.label_smoothing_factor
-        self.label_smoother = LabelSmoother(factor) if factor else None
+        self.label_smoother = make_smoother(self.args.label_smoothing_factor, self.model)
         self.current_flos = 0.0
         self._tokens = token_counter(self)
         self._tokens_before = 0

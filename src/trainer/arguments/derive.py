@@ -130,6 +130,7 @@ def build_configs(args: "TrainingArguments") -> None:
     """
     config = as_accelerator_config(args.accelerator_config)
     args.accelerator_config = config  # type: ignore[assignment]
+    _take_accumulation(args, (config.gradient_accumulation_kwargs or {}).get("num_steps"))
     if args.use_cpu:
         args.dataloader_pin_memory = False
     if config.non_blocking and not args.dataloader_pin_memory:
@@ -139,6 +140,17 @@ def build_configs(args: "TrainingArguments") -> None:
     args.fsdp = fsdp_options(args.fsdp)
     args.fsdp_config = fsdp_details(args.fsdp_config)
     check_fsdp(args.fsdp, args.fsdp_config, args.gradient_checkpointing)
+
+
+def _take_accumulation(args: "TrainingArguments", steps: int | None) -> None:
+    if steps is None or steps == args.gradient_accumulation_steps:
+        return
+    if args.gradient_accumulation_steps != 1:
+        raise ValueError(
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps} contradicts "
+            f"num_steps={steps} in accelerator_config's gradient_accumulation_kwargs; give one of them."
+        )
+    args.gradient_accumulation_steps = steps
 
 
 def _json_text(name: str, text: str) -> dict[str, Any]:

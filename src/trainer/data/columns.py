@@ -10,6 +10,14 @@ LABELS = ("label", "label_ids", "labels")
 """Columns that are kept whatever the model takes: collators make ``labels`` of them, and losses use it."""
 
 
+def names_in(dataset: Any) -> list[str] | None:
+    """Return the columns of a table, or the keys of a list's first sample; None where that is unknown."""
+    names = getattr(dataset, "column_names", None)
+    if names is None and isinstance(dataset, list) and dataset and isinstance(dataset[0], Mapping):
+        names = list(dataset[0])
+    return names if isinstance(names, list) else None
+
+
 def keep_columns(dataset: Any, signature: list[str], what: str) -> Any:
     """Drop the columns of a ``datasets.Dataset`` that are not in ``signature``.
 
@@ -40,6 +48,7 @@ class FilteringCollator:
     def __init__(self, collate: Callable[[list[Any]], Any], signature: list[str]) -> None:
         self.collate = collate
         self.signature = list(dict.fromkeys(signature))
+        self.taken = [name for name in self.signature if name not in ("label", "label_ids")]
         self.kept = frozenset(signature)
 
     def __call__(self, samples: list[Any]) -> Any:
@@ -57,7 +66,7 @@ class FilteringCollator:
         if not left:
             raise ValueError(
                 f"the batch is empty: none of the data's keys ({', '.join(map(str, sample))}) reaches "
-                f"the model, whose forward takes {', '.join(self.signature)}. Rename the keys, or set "
+                f"the model, whose forward takes {', '.join(self.taken)}. Rename the keys, or set "
                 "remove_unused_columns=False to pass all of them."
             )
         return left
