@@ -167,7 +167,7 @@ class DDPEngine(LocalEngine):
             wrapper.reducer._reset_state()
 
     def _finish(self) -> None:
-        if self._send_buffers:
+        if self._send_buffers and self._kept:
             broadcast_(self.buffers_of_module())
         if not self._checked:
             self._checked = True
