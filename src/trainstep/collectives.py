@@ -28,6 +28,8 @@ from trainstep.ranks import rank as rank
 from trainstep.ranks import size as size
 from trainstep.sums import Sums
 
+_HIGH = 4096.0
+
 
 def psum(tree: Any, group: Group = None) -> Any:
     """Add up the trees of all ranks, in an order that the backend chooses.
@@ -46,7 +48,7 @@ def psum(tree: Any, group: Group = None) -> Any:
             require a gradient.
     """
     if isinstance(tree, Sums):
-        return _joined(tree, psum(_parts(tree), group))
+        return _psum_of_sums(tree, group)
     channel = resolve("psum", group)
 
     def add(flat: Tensor) -> Callable[[], Tensor]:
@@ -224,6 +226,22 @@ def _all_reduced(flat: Tensor, channel: Any) -> Callable[[], Tensor]:
         return flat
 
     return finish
+
+
+def _psum_of_sums(sums: Sums, group: Group) -> Sums:
+    """Add up ``sums``; the weight, if a number, travels with the total rather than in a buffer of its own."""
+    parts = _parts(sums)
+    total, weight = parts["total"], parts["weight"]
+    together = isinstance(weight, float) and total.dtype in (torch.float32, torch.float64)
+    if together:
+        # Two numbers, so that float32 holds the sums of whole weights up to 2**36 exactly.
+        pair = torch.tensor(divmod(weight, _HIGH), dtype=total.dtype)
+        parts["weight"] = pair.to(total.device, non_blocking=True)
+    parts = psum(parts, group)
+    if together:
+        high, low = parts["weight"]
+        parts["weight"] = high * _HIGH + low
+    return _joined(sums, parts)
 
 
 def _parts(sums: Sums) -> dict[str, Any]:

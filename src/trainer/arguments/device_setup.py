@@ -67,7 +67,20 @@ def _process_state(args: "TrainingArguments") -> "PartialState":
     if args.ddp_backend is not None and launched:
         # Without a launcher there is no process group, and naming its backend fails.
         options["backend"] = args.ddp_backend
-    return PartialState(cpu=cpu, **options)
+    return _joined(PartialState(cpu=cpu, **options))
+
+
+def _joined(state: "PartialState") -> "PartialState":
+    """Raise ValueError if a launcher started several processes, and each of them would train alone."""
+    from accelerate.utils import get_cpu_distributed_information
+
+    started = get_cpu_distributed_information().world_size
+    if _launched() and started > 1 and state.num_processes == 1:
+        raise ValueError(
+            f"the launcher started {started} processes, but the device {state.device} has no backend that "
+            "joins them, and each would train alone. Start one process, or set use_cpu=True."
+        )
+    return state
 
 
 def _launched() -> bool:
@@ -166,7 +179,10 @@ def _supports_tf32(device: "torch.device") -> bool:
 
 
 def _build_parallelism(args: "TrainingArguments") -> None:
-    """Turn a dict in ``parallelism_config`` into accelerate's object."""
+    """Turn a dict in ``parallelism_config``, or accelerate's configuration, into accelerate's object."""
+    launched = os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() in ("true", "1")
+    if args.parallelism_config is None and launched:
+        args.parallelism_config = {}  # sizes that are left out are read from the environment
     if not isinstance(args.parallelism_config, dict):
         return
     try:

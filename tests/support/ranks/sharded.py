@@ -91,6 +91,15 @@ CASES: dict[str, Case] = {
     "copies": (stacked, samples(13), "no_shard auto_wrap", {}, {}),
     "hybrid": (stacked, samples(13), "hybrid_shard auto_wrap", {}, {}),
     "hybrid 2": (stacked, samples(13), "hybrid_shard_zero2 auto_wrap", {}, {}),
+    "sizes": (
+        stacked,
+        samples(13),
+        "full_shard auto_wrap",
+        {},
+        {"parallelism_config": {"dp_replicate_size": WORLD // 2, "dp_shard_size": 2}}
+        if WORLD > 1
+        else {},
+    ),
     "offload": (stacked, samples(9), "full_shard auto_wrap offload", {}, {}),
     "checkpointed": (
         stacked,
@@ -193,10 +202,12 @@ def held(folder: Path) -> dict[str, Any]:
         one = prepared(folder, name, gradient_accumulation_steps=1, num_train_epochs=1)
         one.train()
         runs[name] = one.model.body.blocks[0].runs / one.state.global_step
-    hybrid = prepared(folder, "hybrid", max_steps=1)
-    hybrid.train()
-    weight: Any = hybrid.train_state.params["body.last.weight"]
-    mesh = list(weight.device_mesh.mesh.shape)
+    meshes = {}
+    for name in ("hybrid", "sizes"):
+        one = prepared(folder, name, max_steps=1)
+        one.train()
+        weight: Any = one.train_state.params["body.last.weight"]
+        meshes[name] = list(weight.device_mesh.mesh.shape)
     # Only process 0 has loaded the weights.
     options = {"fsdp": "full_shard", "fsdp_config": {"cpu_ram_efficient_loading": True}}
     with torch.device("cpu" if RANK == 0 else "meta"):
@@ -207,7 +218,7 @@ def held(folder: Path) -> dict[str, Any]:
         one.train()
         digests.append(ts.digest(one.train_state))
     return {
-        "mesh": mesh,
+        "meshes": meshes,
         "digests": digests,
         "share": parts / sum(leaf.numel() for leaf in leaves),
         "runs": runs,
