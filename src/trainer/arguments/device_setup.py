@@ -61,26 +61,31 @@ def _process_state(args: "TrainingArguments") -> "PartialState":
         return PartialState(cpu=args.use_cpu)
     launched = _launched()
     cpu = args.use_cpu or (launched and not _has_accelerator())
+    if launched and not cpu:
+        _check_not_shared()
     if exists and not _fits(PartialState(), cpu):
         AcceleratorState._reset_state(reset_partial_state=True)
     options: dict[str, Any] = {"timeout": args.ddp_timeout_delta}
     if args.ddp_backend is not None and launched:
         # Without a launcher there is no process group, and naming its backend fails.
         options["backend"] = args.ddp_backend
-    return _joined(PartialState(cpu=cpu, **options))
+    return PartialState(cpu=cpu, **options)
 
 
-def _joined(state: "PartialState") -> "PartialState":
-    """Raise ValueError if a launcher started several processes, and each of them would train alone."""
+def _check_not_shared() -> None:
+    """Raise ValueError if a launcher started several processes for an Apple GPU.
+
+    There is one, and no backend that joins processes over it: each of them would train alone.
+    """
+    import torch
     from accelerate.utils import get_cpu_distributed_information
 
     started = get_cpu_distributed_information().world_size
-    if _launched() and started > 1 and state.num_processes == 1:
+    if started > 1 and torch.backends.mps.is_available():
         raise ValueError(
-            f"the launcher started {started} processes, but the device {state.device} has no backend that "
-            "joins them, and each would train alone. Start one process, or set use_cpu=True."
+            f"the launcher started {started} processes, but an Apple GPU (mps) cannot be shared: neither "
+            "gloo nor nccl joins processes over it. Start one process, or set use_cpu=True."
         )
-    return state
 
 
 def _launched() -> bool:

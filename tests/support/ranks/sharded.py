@@ -131,7 +131,10 @@ CASES: dict[str, Case] = {
 
 
 def prepared(folder: Path, name: str, **changes: Any) -> Any:
-    """A trainer of one of the cases; 4 samples are a global micro-batch on any number of processes."""
+    """A trainer of one of the cases; 4 samples are a global micro-batch on any number of processes.
+
+    With ``copies=True`` every process has the whole model (DDP).
+    """
     model, data, fsdp, config, more = CASES[name]
     module = model()
     if isinstance(module, Words):
@@ -144,7 +147,7 @@ def prepared(folder: Path, name: str, **changes: Any) -> Any:
         **more,
         **changes,
     }
-    if WORLD > 1:
+    if WORLD > 1 and not options.pop("copies", False):
         options |= {"fsdp": fsdp, "fsdp_config": {**config, **options.pop("config", {})}}
     options.pop("config", None)
     if WORLD == 4:  # "hybrid": as if on two machines with two processes each
@@ -259,6 +262,21 @@ def resumed(folder: Path, *checkpoints: str) -> dict[str, str]:
     return found
 
 
+def there_and_back(folder: Path, checkpoint: str) -> dict[str, Any]:
+    """Go on from a sharded checkpoint with whole models, save, and go on from there with parts."""
+    copies = long_run(folder / "copies", copies=True, save_strategy="steps", save_steps=6)
+    copies.train(resume_from_checkpoint=checkpoint)
+    assert not is_sharded(copies.model)
+    agree.gather(copies._ranks, None)
+    parts = long_run(folder / "parts")
+    parts.train(resume_from_checkpoint=str(folder / "copies" / "checkpoint-6"))
+    assert is_sharded(parts.model)
+    return {
+        name: {key: tensor.tolist() for key, tensor in whole(trainer).items()}
+        for name, trainer in (("copies", copies), ("parts", parts))
+    }
+
+
 def foreign(folder: Path) -> dict[str, Any]:
     """An optimizer that runs itself, saved in parts and resumed; and the best model loaded at the end."""
     trainer = long_run(folder / "own", "foreign", save_strategy="steps", save_steps=4)
@@ -347,8 +365,11 @@ if __name__ == "__main__":
         "foreign": foreign,
         "refusals": refusals,
     }
-    result = {
-        one: resumed(Path(target), *rest) if one == "resumed" else parts[one](Path(target) / one)
-        for one in what.split(",")
-    }
+    result = {}
+    for one in what.split(","):
+        if one == "resumed":
+            result[one] = resumed(Path(target), *rest)
+            result["there and back"] = there_and_back(Path(target) / "there", rest[0])
+        else:
+            result[one] = parts[one](Path(target) / one)
     report(Path(target), json.loads(json.dumps(result)))

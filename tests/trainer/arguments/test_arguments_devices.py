@@ -70,6 +70,7 @@ def present(monkeypatch):
     def claim(name):
         monkeypatch.setattr(f"accelerate.state.is_{name}_available", lambda *_, **__: True)
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: name == "mps")
         for variable in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "PYTORCH_ENABLE_MPS_FALLBACK"):
             monkeypatch.delenv(variable, raising=False)
 
@@ -97,7 +98,7 @@ def test_processes_that_cannot_join_each_other_are_refused(present, monkeypatch)
     for variable in ("RANK", "LOCAL_RANK"):
         monkeypatch.setenv(variable, "0")
     for backend in (None, "gloo", "nccl"):
-        with pytest.raises(ValueError, match=r"started 2 processes, but the device mps has no back"):
+        with pytest.raises(ValueError, match=r"started 2 processes, but an Apple GPU \(mps\)"):
             _ = TrainingArguments(ddp_backend=backend).device
         assert not torch.distributed.is_initialized()
 
