@@ -37,10 +37,13 @@ def main(folder: Path, kind: str = "short") -> None:
             train=samples(15),
             exact_reduction=True,
             use_cpu=False,
+            save_on_each_node=kind == "each node",
+            save_strategy="epoch" if kind == "each node" else "no",
         )
     trainer.train()
     args = trainer.args
-    found = {"world": args.world_size, "rank": args.process_index, "device": args.device.type}
+    place = {"world": args.world_size, "rank": args.process_index, "device": args.device.type}
+    found = {**place, "local": args.local_process_index, "saves": args.should_save}
     report(folder, {**found, "digest": ts.digest(trainer.train_state), "env": os.environ["RANK"]})
 
 
