@@ -138,7 +138,9 @@ def run_trainer(
         from trainer import Trainer, TrainerCallback, TrainingArguments
 
     class Turn(TrainerCallback):
-        same_on_all_ranks = True  # it steers nothing, so our Trainer need not ask what it did elsewhere
+        same_on_all_ranks = (
+            True  # it steers nothing, so our Trainer need not ask what it did elsewhere
+        )
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             gate()

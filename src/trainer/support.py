@@ -74,8 +74,8 @@ def refuse_tensor_parallel(model: Any) -> None:
     size = int(getattr(model, "tp_size", None) or 1)
     if size > 1:
         raise NotImplementedError(
-            f"{type(model).__name__} was loaded for tensor parallelism among {size} processes, which is not "
-            "available in this version: every process works on samples of its own. Load it without "
+            f"{type(model).__name__} was loaded for tensor parallelism among {size} processes, which is "
+            "not available in this version: every process works on samples of its own. Load it without "
             "tp_plan; fsdp distributes it."
         )
 

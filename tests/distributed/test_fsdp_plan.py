@@ -118,13 +118,14 @@ def test_keys_that_cannot_be_honoured_are_named(config: dict[str, Any], message:
     assert message in str(caught.value)
 
 
-@pytest.mark.row(159, 160, 161)
 @pytest.mark.parametrize("key", ["xla", "xla_fsdp_v2", "xla_fsdp_grad_ckpt"])
 def test_the_fsdp_of_torch_xla_is_asked_for(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_xla", None)
     for size in (1, 2):  # on a TPU one process is enough
         args = arguments(config={f"fsdp_{key}": "true"}, size=size)
-        with pytest.raises(ValueError, match=f"{key} asks for the FSDP of torch_xla, .*not installed"):
+        with pytest.raises(
+            ValueError, match=f"{key} asks for the FSDP of torch_xla, .*not installed"
+        ):
             check(args, NOTHING)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     with pytest.raises(ValueError, match="of torch_xla and training on TPUs is not available"):

@@ -19,7 +19,6 @@ from trainer.engine import LocalEngine
 from trainstep import TrainState
 from trainstep.types import Grads
 
-
 _CPU = torch.device("cpu")
 
 

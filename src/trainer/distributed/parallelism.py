@@ -60,6 +60,7 @@ def parallelism_of(args: Any) -> Parallelism | None:
 
 def _check(found: Parallelism, world: int, options: list[FSDPOption]) -> None:
     sizes = f"dp_replicate_size={found.replicate} times dp_shard_size={found.shard}"
+    words = " ".join(map(str, options))
     if found.replicate * found.shard != world:
         raise ValueError(
             f"parallelism_config: {sizes} is not the number of processes, {world}. Launch "
@@ -68,7 +69,7 @@ def _check(found: Parallelism, world: int, options: list[FSDPOption]) -> None:
         )
     if found.shard == 1 and options and FSDPOption.NO_SHARD not in options:
         raise ValueError(
-            f"parallelism_config: {sizes} distributes nothing, but fsdp={' '.join(map(str, options))} does. "
+            f"parallelism_config: {sizes} distributes nothing, but fsdp={words} does. "
             "Leave fsdp out, or set dp_shard_size."
         )
     if found.shard > 1 and FSDPOption.NO_SHARD in options:
@@ -77,7 +78,7 @@ def _check(found: Parallelism, world: int, options: list[FSDPOption]) -> None:
         )
     if found.replicate == 1 and any(option in _HYBRID for option in options):
         raise ValueError(
-            f"parallelism_config: {sizes} has no copies, which fsdp={' '.join(map(str, options))} asks for. "
+            f"parallelism_config: {sizes} has no copies, which fsdp={words} asks for. "
             "Set dp_replicate_size, or fsdp=full_shard."
         )
 

@@ -101,7 +101,7 @@ def checked(trainer: Any) -> Any:
 
 
 def drawn(seed: int) -> list[dict[str, Any]]:
-    """Draw settings of runs: rows, micro-batches of an update, whether the last batch is dropped, samples."""
+    """Draw settings of runs; ``window`` is the micro-batches of an update on all processes."""
     draw = random.Random(seed)
     return [
         {
