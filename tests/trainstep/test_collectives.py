@@ -97,7 +97,7 @@ def test_sums_are_added_up_but_for_what_is_the_ranks_own(function: Any) -> None:
         assert ts.equal(loss.value, torch.tensor(10 / 16))
 
 
-@pytest.mark.parametrize("weights", [(4, 2**24 + 1), (2**35 + 3, 1), (0.5, 2.25), (0, 0)])
+@pytest.mark.parametrize("weights", [(4, 2), (2**24 + 1, 1), (2**35 + 3, 1), (0.5, 2.25), (0, 0)])
 def test_a_weight_travels_with_the_gradients_and_is_exact(weights: tuple[float, float]) -> None:
     ranks, buffers = Ranks(2), []
     reduce = ranks.all_reduce
