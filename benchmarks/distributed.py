@@ -29,6 +29,7 @@ SIDES = {
     "pure": "data_parallel, donated",
     "exact": "data_parallel(exact=True), donated",
     "trainer": "our Trainer, DDP",
+    "trainer_unused": "our Trainer, DDP that looks for unused parameters",
     "trainer_exact": "our Trainer, exact_reduction",
     "hf": "Hugging Face Trainer, DDP",
 }
@@ -137,6 +138,10 @@ def run_trainer(
         from trainer import Trainer, TrainerCallback, TrainingArguments
 
     class Turn(TrainerCallback):
+        same_on_all_ranks = (
+            True  # it steers nothing, so our Trainer need not ask what it did elsewhere
+        )
+
         def on_step_end(self, *_: Any, **__: Any) -> None:
             gate()
 
@@ -195,10 +200,14 @@ def work(side: str, model_name: str, rounds: int, report: Path) -> None:
     elif side in ("pure", "exact"):
         run_pure(model, samples, batch, total, gate, side == "exact")
     elif side == "hf":
-        run_trainer(model, samples, batch, total, gate, "hf")
+        run_trainer(model, samples, batch, total, gate, "hf", ddp_find_unused_parameters=False)
     else:
-        more = {"exact_reduction": True} if side == "trainer_exact" else {}
-        run_trainer(model, samples, batch, total, gate, "ours", **more)
+        more = {
+            "trainer": {"ddp_find_unused_parameters": False},  # as DDP does by itself
+            "trainer_unused": {},
+            "trainer_exact": {"exact_reduction": True},
+        }
+        run_trainer(model, samples, batch, total, gate, "ours", **more[side])
 
 
 def formula(side: str, size: int) -> float:

@@ -62,6 +62,11 @@ class Meter:
         return bool(self._waiting or self._sent) or self._count > 0
 
     @property
+    def joins(self) -> bool:
+        """Whether the next ``read`` calls ``join``."""
+        return self.join is not None and bool(self._waiting or self._sent)
+
+    @property
     def latest(self) -> dict[str, float]:
         """Gradient norm and learning rate of the last update, by the names that they are logged under."""
         if self._latest is None:

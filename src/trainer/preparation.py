@@ -22,12 +22,6 @@ def prepare_model(trainer: Any, stack: ExitStack) -> None:
     if args.neftune_noise_alpha is not None:
         stack.enter_context(neftune.attach(model, args.neftune_noise_alpha))
     if DebugOption.UNDERFLOW_OVERFLOW in args.debug:
-        if args.n_gpu > 1:
-            raise ValueError(
-                f'debug="underflow_overflow" cannot watch the copies that DataParallel makes on '
-                f"{args.n_gpu} GPUs: start one process per GPU (torchrun), or let "
-                "CUDA_VISIBLE_DEVICES name one"
-            )
         stack.enter_context(DebugUnderflowOverflow(model))
     recount_parameters(model)
 

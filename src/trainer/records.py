@@ -44,6 +44,13 @@ class Records:
 
     def due(self, event: Event) -> None:
         """Write the record that is due after ``event``, or leave it until the next step is under way."""
+        if self._meter.joins:  # several processes: losses and counts travel in one message
+            loss = self._meter.read(self._run.state.step)
+            self._trainer._counts_are_in = True
+            self._trainer.store_flos()
+            self._trainer._counts_are_in = False
+            self._log(loss)
+            return
         self._trainer.store_flos()
         if self._late and event is Event.STEP_END and self._unnoticed():
             self._meter.send()
@@ -59,8 +66,11 @@ class Records:
             self._write(step)
 
     def _write(self, step: int) -> None:
+        self._log(self._meter.read(step))
+
+    def _log(self, loss: float) -> None:
         trainer, meter = self._trainer, self._meter
-        logs = {"loss": meter.read(step), **meter.latest}
+        logs = {"loss": loss, **meter.latest}
         if trainer._figures is not None:
             logs |= trainer._figures.take()
         if takes(trainer.log, "start_time"):

@@ -48,7 +48,7 @@ def _train(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) ->
     memory = trainer._memory.start("train")
     meter = Meter(trainer.args.logging_nan_inf_filter)
     if distributed.sums_losses_later(trainer.args, ranks):
-        meter.join = partial(agree.total, ranks)
+        meter.join = trainer._share_counts
     trainer._run, trainer._meter = run, meter
     signals = trainer._interruption = Interruption(
         trainer.args.enable_jit_checkpoint, lambda asked: agree.any_of(ranks, [asked])[0]

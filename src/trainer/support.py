@@ -13,7 +13,6 @@ logger = logging.getLogger(__name__)
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "push_to_hub": (False,),
     "deepspeed": (None,),
-    "parallelism_config": (None,),
 }
 
 
@@ -98,6 +97,17 @@ def refuse_unused_hooks(trainer: Any) -> None:
         raise NotImplementedError(
             f"{type(trainer).__name__} overrides {', '.join(unused)}, which this version does not "
             "call, so that would have no effect"
+        )
+
+
+def refuse_tensor_parallel(model: Any) -> None:
+    """Raise NotImplementedError for a model whose layers are shared by processes (a ``tp_plan``)."""
+    size = int(getattr(model, "tp_size", None) or 1)
+    if size > 1:
+        raise NotImplementedError(
+            f"{type(model).__name__} was loaded for tensor parallelism among {size} processes, which is "
+            "not available in this version: every process works on samples of its own. Load it without "
+            "tp_plan; fsdp distributes it."
         )
 
 

@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from attrs import evolve
 from torch import Tensor
 
 from trainstep import tree as pytree
@@ -26,6 +25,7 @@ from trainstep.packing import exchange
 from trainstep.ranks import Group, at_once, check_power_of_two, gather, resolve, shared, wait
 from trainstep.ranks import rank as rank
 from trainstep.ranks import size as size
+from trainstep.shares import joined, parts
 from trainstep.sums import Sums
 
 
@@ -46,7 +46,7 @@ def psum(tree: Any, group: Group = None) -> Any:
             require a gradient.
     """
     if isinstance(tree, Sums):
-        return _joined(tree, psum(_parts(tree), group))
+        return joined(tree, psum(parts(tree, paired=True), group))
     channel = resolve("psum", group)
 
     def add(flat: Tensor) -> Callable[[], Tensor]:
@@ -100,7 +100,7 @@ def tree_sum(tree: Any, group: Group = None) -> Any:
                 f"tree_sum: the sums are in units of {tree.unit}, and ranks would round differently; "
                 'make them with order="tree", which uses 1'
             )
-        return _joined(tree, tree_sum(_parts(tree), group))
+        return joined(tree, tree_sum(parts(tree), group))
     channel = resolve("tree_sum", group)
     ranks = size(group)
     check_power_of_two("tree_sum", ranks)
@@ -113,12 +113,12 @@ def tree_sum(tree: Any, group: Group = None) -> Any:
 
         def finish() -> Tensor:
             wait(work)
-            parts = received.view(ranks, -1)  # row r: what rank r has to say on this rank's part
-            while len(parts) > 1:
+            rows = received.view(ranks, -1)  # row r: what rank r has to say on this rank's part
+            while len(rows) > 1:
                 # Rows r and r + half differ in the highest bit of r, the last that the tree splits by.
-                half = len(parts) // 2
-                parts = parts[:half].add_(parts[half:])
-            gather(flat, parts[0], channel)
+                half = len(rows) // 2
+                rows = rows[:half].add_(rows[half:])
+            gather(flat, rows[0], channel)
             return flat
 
         return finish
@@ -201,7 +201,7 @@ def same_structure(tree: Any, group: Group = None) -> None:
     channel = resolve("same_structure", group)
     if not shared(channel):
         return
-    content = _parts(tree) if isinstance(tree, Sums) else tree
+    content = parts(tree) if isinstance(tree, Sums) else tree
     mine = [(path, _kind(leaf)) for path, leaf in pytree.leaves_with_paths(content)]
     everyones: list[Any] = [None] * size(group)
     dist.all_gather_object(everyones, mine, group=channel)
@@ -224,24 +224,6 @@ def _all_reduced(flat: Tensor, channel: Any) -> Callable[[], Tensor]:
         return flat
 
     return finish
-
-
-def _parts(sums: Sums) -> dict[str, Any]:
-    """Return what of ``sums`` can be added to those of other ranks, in units of 1."""
-    grads, total, weight = sums.grads, sums.total, sums.weight
-    if sums.unit != 1:
-        grads = {name: grad * sums.unit for name, grad in grads.items()}
-        total, weight = total * sums.unit, weight * sums.unit
-    if not isinstance(weight, Tensor):
-        weight = float(weight)  # not an integer on one rank and a float on another
-    return {"grads": grads, "total": total, "weight": weight, "aux": sums.aux}
-
-
-def _joined(sums: Sums, parts: dict[str, Any]) -> Sums:
-    if not isinstance(sums.weight, Tensor):
-        # Of the default type, so that it divides as a number does: a total in float32 stays float32.
-        parts["weight"] = parts["weight"].to(torch.get_default_dtype())
-    return evolve(sums, **parts, unit=1.0)
 
 
 def _kind(leaf: Any) -> Any:

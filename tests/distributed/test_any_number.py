@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 from numpy.testing import assert_allclose
 
+import trainstep as ts
+from support.full import FULL
 from support.ranks.launch import launch
+from support.ranks.launched import long
 from support.ranks.same import everything
 
 
@@ -33,6 +36,15 @@ def test_the_number_of_processes_changes_nothing(tmp_path: Path) -> None:
     assert len(four[0]["resumed"]) == len(again[0]) == 4
     written = {path.name for path in (tmp_path / "four" / "saved" / "checkpoint-4").glob("host_*")}
     assert written == {f"host_rng-{rank}.json" for rank in range(4)}
+
+
+@pytest.mark.skipif(not FULL, reason="8 processes take minutes on 2 cores: make test-full")
+def test_eight_processes_have_the_bits_of_one(tmp_path: Path) -> None:
+    alone = long(tmp_path / "alone", 1)
+    alone.train()
+    assert alone.state.global_step == 40
+    for found in launch(8, "launched", tmp_path / "eight", "long", limit=600).found:
+        assert found["digest"] == ts.digest(alone.train_state)
 
 
 def assert_joint(found: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,11 @@ def test_runs_go_on_with_the_same_and_with_other_numbers_of_processes(
         assert one["resumed"].keys() == {parts, all_of_it, local}
         for path in (parts, all_of_it):
             assert one["resumed"][path] == found["saves"]["parts"]  # the uninterrupted run's bits
+    # With whole models from there to step 6 and 8, and from 6 with parts again.
+    for one in same:
+        for weights in one["there and back"].values():
+            for name, tensor in reference.params.items():
+                assert_allclose(weights[name], tensor, rtol=0, atol=2e-6, err_msg=name)
     four = launch(4, "sharded", tmp_path / "four", "resumed", parts, all_of_it, local).found
     assert all(one == four[0] for one in four)
     assert four[0]["resumed"][parts] == four[0]["resumed"][all_of_it]
@@ -148,6 +154,26 @@ def test_save_model_and_consolidate_give_the_same_file(saved: Any, tmp_path: Pat
     model = stacked()
     missing, unexpected = model.load_state_dict(put_together, strict=False)
     assert (missing, unexpected) == (["body.tied.weight"], [])  # stored once, under its first name
+
+
+def test_consolidation_holds_one_tensor_at_a_time(
+    saved: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[Any] = []
+    most = 0
+    assemble = Source.assemble
+
+    def watched(source: Source, leaf: str) -> torch.Tensor:
+        nonlocal most
+        tensor = assemble(source, leaf)
+        held.append(weakref.ref(tensor))
+        most = max(most, sum(one() is not None for one in held))
+        return tensor
+
+    monkeypatch.setattr(Source, "assemble", watched)
+    path = consolidate(saved[0] / "saves" / "parts" / "checkpoint-8", tmp_path)
+    assert len(held) == len(load_file(path)) > 10
+    assert most <= 2  # the one that is written, and the next
 
 
 def test_the_command_writes_into_the_checkpoint_which_stays_whole(

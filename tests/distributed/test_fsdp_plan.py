@@ -1,6 +1,7 @@
 """What ``fsdp`` and ``fsdp_config`` ask for, and what of it is refused; no process is started."""
 
 import os
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -102,7 +103,6 @@ def test_without_the_argument_nothing_is_distributed(monkeypatch: pytest.MonkeyP
     [
         ({"shard": 1}, "unknown shard; known: activation_checkpointing, backward_prefetch"),
         ({"version": 3}, "version must be 1 or 2, got 3"),
-        ({"xla": True}, "xla needs torch_xla"),
         ({"use_orig_params": False}, "use_orig_params=False flattens"),
         ({"limit_all_gathers": "false"}, "limit_all_gathers=False is not possible"),
         ({"backward_prefetch": "backward_post"}, "backward_prefetch=backward_post is not possible"),
@@ -116,6 +116,22 @@ def test_keys_that_cannot_be_honoured_are_named(config: dict[str, Any], message:
     with pytest.raises(ValueError, match="fsdp_config: ") as caught:
         check(arguments(config=config), NOTHING)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["xla", "xla_fsdp_v2", "xla_fsdp_grad_ckpt"])
+def test_the_fsdp_of_torch_xla_is_asked_for(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch_xla", None)
+    for size in (1, 2):  # on a TPU one process is enough
+        args = arguments(config={f"fsdp_{key}": "true"}, size=size)
+        with pytest.raises(
+            ValueError, match=f"{key} asks for the FSDP of torch_xla, .*not installed"
+        ):
+            check(args, NOTHING)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with pytest.raises(ValueError, match="of torch_xla and training on TPUs is not available"):
+        check(arguments(config={key: True}), NOTHING)
+    with pytest.raises(ValueError, match="xla_fsdp_settings has no effect without xla"):
+        check(arguments(config={"xla_fsdp_settings": {"compute_dtype": "bfloat16"}}), NOTHING)
 
 
 FULL = {"state_dict_type": "FULL_STATE_DICT"}

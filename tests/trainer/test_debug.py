@@ -134,14 +134,3 @@ def test_watching_changes_nothing(tmp_path: Path) -> None:
         trainer.train()
         digests.add(ts.digest(trainer.train_state))
     assert len(digests) == 1
-
-
-@pytest.mark.row(111)
-def test_data_parallel_copies_cannot_be_watched(tmp_path: Path) -> None:
-    trainer = make_trainer(tmp_path, debug="underflow_overflow")
-    trainer.args._n_gpu = 2
-    with pytest.raises(
-        ValueError, match=r"DataParallel makes on 2 GPUs: start one process per GPU"
-    ):
-        trainer.train()
-    assert not trainer.is_in_train

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import trainstep as ts
-from support.shell import At, Recorder, make_trainer, scored
+from support.shell import At, Recorder, make_args, make_trainer, samples, scored
 from trainer import Trainer
 from trainer.facade.losses import LossMixin
 
@@ -309,14 +309,55 @@ def test_a_library_model_without_a_head_is_refused(tmp_path: Path) -> None:
     make_trainer(tmp_path, bare, more={"compute_loss_func": lambda *a, **k: None})
 
 
-def test_models_that_have_a_place_are_not_moved(tmp_path: Path) -> None:
+@pytest.mark.row(144)
+def test_models_that_have_a_place_are_not_moved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     model = scored("mlp")
     model.hf_device_map = {"body": 0, "head": 1}  # type: ignore[assignment]
-    trainer = make_trainer(tmp_path, model)
+    model.to = None  # type: ignore[assignment]  # moving it would fail
+    args = make_args(tmp_path)
+    args._n_gpu = 2
+    trainer = Trainer(model, args)
 
     assert trainer.is_model_parallel
     assert not trainer.place_model_on_device
+    assert (args.n_gpu, args.train_batch_size) == (1, args.per_device_train_batch_size)
+    assert "GPUs" not in caplog.text
     plain = make_trainer(tmp_path)
     assert plain.place_model_on_device
     assert not plain.is_model_parallel
     assert (plain.get_tp_size(), plain.get_cp_size(), plain.get_sp_size()) == (1, 1, 1)
+
+
+@pytest.mark.row(144)
+def test_layers_with_hooks_that_move_their_inputs_train_as_others(tmp_path: Path) -> None:
+    from accelerate import dispatch_model
+
+    digests = []
+    for spread in (False, True):
+        model: Any = scored("mlp")
+        if spread:
+            places = {name: "cpu" for name, _ in model.body.named_children()}
+            model.body = dispatch_model(model.body, places, main_device="cpu", force_hooks=True)
+            model.hf_device_map = {f"body.{name}": place for name, place in places.items()}
+            assert model.body[0]._hf_hook is not None
+        trainer = make_trainer(tmp_path, model)
+        trainer.train()
+        digests.append(ts.digest(trainer.train_state))
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.row(138)
+def test_one_process_uses_one_of_several_gpus(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    args = make_args(tmp_path, per_device_train_batch_size=3)
+    args._n_gpu = 4
+    trainer = Trainer(scored("mlp"), args, train_dataset=samples(6))
+    assert "There are 4 GPUs, and this process trains on one of them, cpu" in caplog.text
+    assert "torchrun --nproc_per_node=4" in caplog.text
+    assert (args.n_gpu, trainer._train_batch_size) == (1, 3)
+    assert trainer.get_total_train_batch_size(args) == 3 * args.gradient_accumulation_steps
+    trainer.train()
+    assert trainer.state.global_step == 2 * args.num_train_epochs

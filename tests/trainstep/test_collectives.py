@@ -97,6 +97,23 @@ def test_sums_are_added_up_but_for_what_is_the_ranks_own(function: Any) -> None:
         assert ts.equal(loss.value, torch.tensor(10 / 16))
 
 
+@pytest.mark.parametrize("weights", [(4, 2), (2**24 + 1, 1), (2**35 + 3, 1), (0.5, 2.25), (0, 0)])
+def test_a_weight_travels_with_the_gradients_and_is_exact(weights: tuple[float, float]) -> None:
+    ranks, buffers = Ranks(2), []
+    reduce = ranks.all_reduce
+
+    def counting(tensor: Any, group: Any, async_op: bool) -> None:
+        buffers.append(tensor.dtype)
+        reduce(tensor, group, async_op)
+
+    ranks.all_reduce = counting  # type: ignore[method-assign]
+    given = [ts.Sums({"w": torch.ones(3)}, torch.ones(()), n, {}, {}) for n in weights]
+    for found in ranks.run(lambda rank: collectives.psum(given[rank])):
+        assert ts.equal(found.weight, torch.tensor(float(sum(weights))))
+        assert found.total.item() == 2.0
+    assert buffers == [torch.float32] * 2  # one exchange, seen by two ranks
+
+
 def test_sums_in_other_units_are_brought_to_one_before() -> None:
     found = Ranks(2).run(lambda rank: collectives.psum(sums(rank, unit=3.0 if rank else 1.0)))
     for total in found:

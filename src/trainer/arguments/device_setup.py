@@ -61,6 +61,8 @@ def _process_state(args: "TrainingArguments") -> "PartialState":
         return PartialState(cpu=args.use_cpu)
     launched = _launched()
     cpu = args.use_cpu or (launched and not _has_accelerator())
+    if launched and not cpu:
+        _check_not_shared()
     if exists and not _fits(PartialState(), cpu):
         AcceleratorState._reset_state(reset_partial_state=True)
     options: dict[str, Any] = {"timeout": args.ddp_timeout_delta}
@@ -68,6 +70,22 @@ def _process_state(args: "TrainingArguments") -> "PartialState":
         # Without a launcher there is no process group, and naming its backend fails.
         options["backend"] = args.ddp_backend
     return PartialState(cpu=cpu, **options)
+
+
+def _check_not_shared() -> None:
+    """Raise ValueError if a launcher started several processes for an Apple GPU.
+
+    There is one, and no backend that joins processes over it: each of them would train alone.
+    """
+    import torch
+    from accelerate.utils import get_cpu_distributed_information
+
+    started = get_cpu_distributed_information().world_size
+    if started > 1 and torch.backends.mps.is_available():
+        raise ValueError(
+            f"the launcher started {started} processes, but an Apple GPU (mps) cannot be shared: neither "
+            "gloo nor nccl joins processes over it. Start one process, or set use_cpu=True."
+        )
 
 
 def _launched() -> bool:
@@ -166,7 +184,10 @@ def _supports_tf32(device: "torch.device") -> bool:
 
 
 def _build_parallelism(args: "TrainingArguments") -> None:
-    """Turn a dict in ``parallelism_config`` into accelerate's object."""
+    """Turn a dict in ``parallelism_config``, or accelerate's configuration, into accelerate's object."""
+    launched = os.environ.get("ACCELERATE_USE_PARALLELISM_CONFIG", "false").lower() in ("true", "1")
+    if args.parallelism_config is None and launched:
+        args.parallelism_config = {}  # sizes that are left out are read from the environment
     if not isinstance(args.parallelism_config, dict):
         return
     try:

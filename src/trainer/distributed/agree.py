@@ -68,12 +68,14 @@ def any_of(ranks: Ranks, flags: Sequence[bool]) -> list[bool]:
 
 
 def total(ranks: Ranks, numbers: Any) -> Any:
-    """Return the sums of float64 numbers over all processes, the same bits on each."""
+    """Return the sums of float64 numbers over all processes, the same bits on each; all give as many."""
     if not ranks.many:
         return numbers
+    mine = torch.from_numpy(np.array(numbers, dtype=np.float64))
+    parts = [torch.empty_like(mine) for _ in range(ranks.size)]
+    dist.all_gather(parts, mine, group=host_group(ranks))
     # Added by rank on every process, because the order in which gloo adds is its own affair.
-    parts = gather(ranks, np.asarray(numbers, dtype=np.float64))
-    return np.sum(np.stack(parts), axis=0)
+    return np.sum(torch.stack(parts).numpy(), axis=0)
 
 
 def together(ranks: Ranks, what: str, act: Callable[[], T], kind: type[Exception]) -> T:

@@ -19,6 +19,8 @@ from trainer.engine import LocalEngine
 from trainstep import TrainState
 from trainstep.types import Grads
 
+_CPU = torch.device("cpu")
+
 
 def wrap(model: nn.Module, args: Any) -> DistributedDataParallel:
     """Wrap a model with the options ``ddp_*``.
@@ -34,7 +36,7 @@ def wrap(model: nn.Module, args: Any) -> DistributedDataParallel:
         unused = not (recomputed or args.ddp_static_graph)
     if args.ddp_bucket_cap_mb is not None:
         options["bucket_cap_mb"] = args.ddp_bucket_cap_mb
-    if args.device.type != "cpu":
+    if {parameter.device for parameter in model.parameters()} == {args.device} != {_CPU}:
         options["device_ids"] = [args.device]
     parameters = inspect.signature(DistributedDataParallel.__init__).parameters
     newer = "forward_sync_buffers" in parameters
@@ -167,7 +169,7 @@ class DDPEngine(LocalEngine):
             wrapper.reducer._reset_state()
 
     def _finish(self) -> None:
-        if self._send_buffers:
+        if self._send_buffers and self._kept:
             broadcast_(self.buffers_of_module())
         if not self._checked:
             self._checked = True

@@ -153,7 +153,11 @@ def _by_size(model: nn.Module, least: int) -> list[Any]:
 def _mesh(plan: Sharding, ranks: Ranks) -> DeviceMesh:
     """Return which processes share the parameters, and which have the same."""
     device = ranks.device.type
-    if plan.kind is FSDPOption.NO_SHARD:
+    if plan.together == ranks.size:
+        return init_device_mesh(device, (ranks.size,), mesh_dim_names=("shard",))
+    if plan.together:
+        together = plan.together
+    elif plan.kind is FSDPOption.NO_SHARD:
         together = 1
     elif plan.kind in (FSDPOption.HYBRID_SHARD, FSDPOption.HYBRID_SHARD_ZERO2):
         together = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.size))

@@ -1,5 +1,6 @@
 """What ``fsdp`` and ``fsdp_config`` ask for, as a plan for ``fully_shard``; the rest is refused."""
 
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from attrs import frozen
 
 from trainer.arguments.enums import FSDPOption
 from trainer.distributed.fsdp_environment import from_environment
+from trainer.distributed.parallelism import parallelism_of
 
 StateDict = Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"]
 
@@ -23,6 +25,8 @@ _KNOWN = frozenset(
     | {"state_dict_type", "offload_params", "xla", "xla_fsdp_v2", "xla_fsdp_grad_ckpt"}
     | {"xla_fsdp_settings"}
 )
+
+_XLA = ("xla", "xla_fsdp_v2", "xla_fsdp_grad_ckpt")
 
 # Updates that look at whole rows, columns or matrices, of which a process has a part.
 _NOT_ELEMENTWISE = (
@@ -48,6 +52,7 @@ class Sharding:
         wraps: whether there are such parts; otherwise the model is gathered as a whole.
         reshard: free gathered parameters after the forward pass, and gather them again backward.
         kind: the first word of ``fsdp``: over how many processes parameters are distributed.
+        together: the number of them, if ``parallelism_config`` says; 0 leaves it to ``kind``.
         offload: keep parameters, gradients and moments on the host between uses.
         checkpointing: compute the activations of wrapped parts again in the backward pass.
         prefetch: gather the next part while one computes, in the order of the modules.
@@ -59,6 +64,7 @@ class Sharding:
     wraps: bool = False
     reshard: bool = True
     kind: FSDPOption = FSDPOption.FULL_SHARD
+    together: int = 0
     offload: bool = False
     checkpointing: bool = False
     prefetch: bool = False
@@ -77,11 +83,14 @@ def sharding_of(args: Any) -> Sharding | None:
         ValueError: naming the key of ``fsdp_config`` that cannot be honoured, and why.
     """
     options, config = list(args.fsdp or ()), dict(args.fsdp_config or {})
+    parallel = parallelism_of(args)
+    together = parallel.shard if parallel is not None else 0
     if not options:
         found = from_environment(os.environ)
-        if found is None:
+        if found is not None:
+            options, config = found
+        elif together < 2:
             return None
-        options, config = found
     problems = list(_problems(config))
     if problems:
         raise ValueError("fsdp_config: " + "; ".join(problems))
@@ -94,6 +103,7 @@ def sharding_of(args: Any) -> Sharding | None:
         wraps=FSDPOption.AUTO_WRAP in options or bool(layers) or least > 0,
         reshard=_reshard(kind, config),
         kind=kind,
+        together=together,
         offload=FSDPOption.OFFLOAD in options or flag(config, "offload_params"),
         checkpointing=flag(config, "activation_checkpointing"),
         prefetch=flag(config, "forward_prefetch"),
@@ -187,8 +197,10 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
         yield f"unknown {', '.join(unknown)}; known: {', '.join(sorted(_KNOWN))}"
     if str(config.get("version", 2)) not in ("1", "2"):
         yield f"version must be 1 or 2, got {config['version']!r}"
-    if flag(config, "xla") or flag(config, "xla_fsdp_v2"):
-        yield "xla needs torch_xla, which is not supported here; leave it out"
+    if asked := [key for key in _XLA if config.get(key) and flag(config, key)]:
+        yield _without_xla(asked[0])
+    elif config.get("xla_fsdp_settings"):
+        yield "xla_fsdp_settings has no effect without xla; leave it out"
     if not flag(config, "use_orig_params", True):
         yield "use_orig_params=False flattens parameters, which fully_shard never does; leave it out"
     if not flag(config, "limit_all_gathers", True):
@@ -202,6 +214,14 @@ def _problems(config: Mapping[str, Any]) -> Iterator[str]:
     kind = str(config.get("state_dict_type") or _STATE_DICTS[1]).upper()
     if kind not in _STATE_DICTS:
         yield f"state_dict_type must be one of {', '.join(_STATE_DICTS)}, got {kind}"
+
+
+def _without_xla(key: str) -> str:
+    there = "" if importlib.util.find_spec("torch_xla") else ", which is not installed,"
+    return (
+        f"{key} asks for the FSDP of torch_xla{there} and training on TPUs is not available in this "
+        "version; leave it out, and fsdp is PyTorch's own"
+    )
 
 
 def _reshard(kind: FSDPOption, config: Mapping[str, Any]) -> bool:

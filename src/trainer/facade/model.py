@@ -1,6 +1,7 @@
 """Where the model comes from, where it is, and what wraps it."""
 
 import inspect
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import nn
 from trainer import modeling
 from trainer.distributed import ddp, fsdp_plan
 from trainer.facade.base import TrainerBase
+from trainer.support import refuse_tensor_parallel
+
+logger = logging.getLogger(__name__)
 
 # Modes of torch.compile that keep outputs in the memory of CUDA graphs.
 _OWN_GRAPHS = ("reduce-overhead", "max-autotune")
@@ -101,9 +105,25 @@ class ModelMixin(TrainerBase):
         """
         modeling.load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
+    def _take_one_device(self) -> None:
+        """Count one device for this process, whose batches are made for as many as there are."""
+        args = self.args
+        if args.n_gpu > 1 and not self.is_model_parallel:
+            logger.warning(
+                "There are %d GPUs, and this process trains on one of them, %s. To use all, start one "
+                "process for each: torchrun --nproc_per_node=%d.",
+                args.n_gpu,
+                args.device,
+                args.n_gpu,
+            )
+        if args.n_gpu > 1:
+            args._n_gpu = 1
+
     def _place_model(self) -> None:
+        refuse_tensor_parallel(self.model)
         if self.place_model_on_device:
             self._move_model_to_device(self.model, self.args.device)
+        self._take_one_device()
         model = modeling.unwrap(self.model)
         self.label_names = self.args.label_names or modeling.label_names(model)
         self.can_return_loss = modeling.can_return_loss(model)

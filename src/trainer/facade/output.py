@@ -2,10 +2,11 @@
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from trainer import checkpoint, modeling, saving
@@ -26,6 +27,7 @@ class OutputMixin(TrainerBase):
     hub_model_id: str | None = None  # scripts that write model cards ask for it
     _figures: Figures | None = None
     _tokens_shared: int = 0  # of the tokens counted, those that all processes know of
+    _counts_are_in: bool = False  # shared with the losses of the log that is being written
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the epoch to ``logs``, append them with the step to the history, tell the callbacks."""
@@ -100,15 +102,20 @@ class OutputMixin(TrainerBase):
 
         With several processes all must call it: they are added up, and so are the input tokens seen.
         """
-        ranks = self._ranks
-        if not ranks.many:
-            self.state.total_flos += self.current_flos
-        else:
+        if not self._counts_are_in:
+            self._share_counts([])
+
+    def _share_counts(self, numbers: Sequence[float]) -> Any:
+        """Do what ``store_flos`` does, and in the same message add up ``numbers`` over the processes."""
+        if self._ranks.many:
             counts = [self.current_flos, self._tokens.total - self._tokens_shared]
-            operations, tokens = agree.total(ranks, counts).tolist()
-            self.state.total_flos += operations
+            operations, tokens, *numbers = agree.total(self._ranks, [*counts, *numbers])
             self._tokens.total = self._tokens_shared = self._tokens_shared + int(tokens)
+        else:
+            operations = self.current_flos
+        self.state.total_flos += float(operations)
         self.current_flos = 0.0
+        return np.asarray(numbers)
 
     def save_state(self) -> None:
         """Write ``trainer_state.json`` into the output folder."""

@@ -74,9 +74,12 @@ def wait(process: subprocess.Popen[bytes], count: int, folder: Path, limit: floa
     return Launched(status, (folder / "output.txt").read_text(), seconds, found)
 
 
-def launch(count: int, script: str, folder: Path, *arguments: str, **options: Any) -> Launched:
+def launch(
+    count: int, script: str, folder: Path, *arguments: str, limit: float = 150, **options: Any
+) -> Launched:
     """Start a script, wait for it, and see that it ended well."""
-    result = wait(start(count, script, folder, *arguments, **options), count, folder, limit=150)
+    process = start(count, script, folder, *arguments, **options)
+    result = wait(process, count, folder, limit)
     assert result.status == 0, result.output[-6000:]
     return result
 

@@ -7,6 +7,7 @@ returns what must be equal.
 import itertools
 import json
 import os
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import trainstep as ts
+from support.full import FULL
 from support.ranks.launch import report
 from support.shell import Scored, Stream, logged, make_trainer, samples, scored, timeless
 from trainer.distributed import agree
@@ -98,6 +100,21 @@ def checked(trainer: Any) -> Any:
     return trainer
 
 
+def drawn(seed: int) -> list[dict[str, Any]]:
+    """Draw settings of runs; ``window`` is the micro-batches of an update on all processes."""
+    draw = random.Random(seed)
+    return [
+        {
+            "rows": draw.randint(1, 3),
+            "window": draw.choice([4, 8]),
+            "accumulation": draw.randint(1, 4),
+            "drop_last": draw.random() < 0.5,
+            "n": draw.randint(4, 40),
+        }
+        for _ in range(40 if FULL else 5)
+    ]
+
+
 def exactly(folder: Path) -> dict[str, Any]:
     """Exact reduction with dropout, clipping, accumulation, and epochs that end in the middle."""
     found = {}
@@ -110,6 +127,12 @@ def exactly(folder: Path) -> dict[str, Any]:
         "odd rows": (lambda: scored("dropout"), samples(19), {"max_grad_norm": 0.1}),
         "some parameters": (lambda: scored(Split), samples(11), {"on_nonfinite": "skip"}),
     }
+    for one in drawn(0):
+        changes = {
+            "per_device_train_batch_size": one["rows"],
+            "gradient_accumulation_steps": one["window"] // WORLD,
+        }
+        cases[f"drawn {one}"] = (lambda: scored("dropout"), samples(one["n"]), changes)
     for name, (model, data, changes) in cases.items():
         options = settings(1 if name == "odd rows" else 2, exact_reduction=True, **changes)
         trainer = make_trainer(folder / name, model(), train=data, **options)
@@ -139,10 +162,16 @@ def jointly(folder: Path) -> dict[str, Any]:
         "by length": (Words, words(24), {"train_sampling_strategy": "group_by_length"}),
         "stream": (lambda: scored("mlp"), Stream(samples(13)), {"max_steps": 4}),
     }
+    for one in drawn(1):
+        changes = {
+            "gradient_accumulation_steps": one["accumulation"],
+            "dataloader_drop_last": one["drop_last"],
+        }
+        cases[f"drawn {one}"] = (lambda: scored("mlp"), samples(one["n"]), changes)
     for name, (model, data, changes) in cases.items():
         taken = changes.pop("rows", rows)
-        options = settings(taken, **{"include_num_input_tokens_seen": "all", **changes})
-        options["gradient_accumulation_steps"] = 2
+        always = {"include_num_input_tokens_seen": "all", "gradient_accumulation_steps": 2}
+        options = settings(taken, **{**always, **changes})
         if taken != rows:
             options["accelerator_config"] = {"split_batches": True}
         module = model()

@@ -92,6 +92,15 @@ CASES: dict[str, Case] = {
     "copies": (stacked, samples(13), "no_shard auto_wrap", {}, {}),
     "hybrid": (stacked, samples(13), "hybrid_shard auto_wrap", {}, {}),
     "hybrid 2": (stacked, samples(13), "hybrid_shard_zero2 auto_wrap", {}, {}),
+    "sizes": (
+        stacked,
+        samples(13),
+        "full_shard auto_wrap",
+        {},
+        {"parallelism_config": {"dp_replicate_size": WORLD // 2, "dp_shard_size": 2}}
+        if WORLD > 1
+        else {},
+    ),
     "offload": (stacked, samples(9), "full_shard auto_wrap offload", {}, {}),
     "checkpointed": (
         stacked,
@@ -123,7 +132,10 @@ CASES: dict[str, Case] = {
 
 
 def prepared(folder: Path, name: str, **changes: Any) -> Any:
-    """A trainer of one of the cases; 4 samples are a global micro-batch on any number of processes."""
+    """A trainer of one of the cases; 4 samples are a global micro-batch on any number of processes.
+
+    With ``copies=True`` every process has the whole model (DDP).
+    """
     model, data, fsdp, config, more = CASES[name]
     module = model()
     if isinstance(module, Words):
@@ -136,7 +148,7 @@ def prepared(folder: Path, name: str, **changes: Any) -> Any:
         **more,
         **changes,
     }
-    if WORLD > 1:
+    if WORLD > 1 and not options.pop("copies", False):
         options |= {"fsdp": fsdp, "fsdp_config": {**config, **options.pop("config", {})}}
     options.pop("config", None)
     if WORLD == 4:  # "hybrid": as if on two machines with two processes each
@@ -194,10 +206,12 @@ def held(folder: Path) -> dict[str, Any]:
         one = prepared(folder, name, gradient_accumulation_steps=1, num_train_epochs=1)
         one.train()
         runs[name] = one.model.body.blocks[0].runs / one.state.global_step
-    hybrid = prepared(folder, "hybrid", max_steps=1)
-    hybrid.train()
-    weight: Any = hybrid.train_state.params["body.last.weight"]
-    mesh = list(weight.device_mesh.mesh.shape)
+    meshes = {}
+    for name in ("hybrid", "sizes"):
+        one = prepared(folder, name, max_steps=1)
+        one.train()
+        weight: Any = one.train_state.params["body.last.weight"]
+        meshes[name] = list(weight.device_mesh.mesh.shape)
     # Only process 0 has loaded the weights.
     options = {"fsdp": "full_shard", "fsdp_config": {"cpu_ram_efficient_loading": True}}
     with torch.device("cpu" if RANK == 0 else "meta"):
@@ -208,7 +222,7 @@ def held(folder: Path) -> dict[str, Any]:
         one.train()
         digests.append(ts.digest(one.train_state))
     return {
-        "mesh": mesh,
+        "meshes": meshes,
         "digests": digests,
         "share": parts / sum(leaf.numel() for leaf in leaves),
         "runs": runs,
@@ -260,6 +274,21 @@ def resumed(folder: Path, *checkpoints: str) -> dict[str, str]:
         assert trainer.state.global_step == 8
         found[path] = ts.digest(trainer.train_state)
     return found
+
+
+def there_and_back(folder: Path, checkpoint: str) -> dict[str, Any]:
+    """Go on from a sharded checkpoint with whole models, save, and go on from there with parts."""
+    copies = long_run(folder / "copies", copies=True, save_strategy="steps", save_steps=6)
+    copies.train(resume_from_checkpoint=checkpoint)
+    assert not is_sharded(copies.model)
+    agree.gather(copies._ranks, None)
+    parts = long_run(folder / "parts")
+    parts.train(resume_from_checkpoint=str(folder / "copies" / "checkpoint-6"))
+    assert is_sharded(parts.model)
+    return {
+        name: {key: tensor.tolist() for key, tensor in whole(trainer).items()}
+        for name, trainer in (("copies", copies), ("parts", parts))
+    }
 
 
 def foreign(folder: Path) -> dict[str, Any]:
@@ -351,8 +380,11 @@ if __name__ == "__main__":
         "killed": killed,
         "refusals": refusals,
     }
-    result = {
-        one: resumed(Path(target), *rest) if one == "resumed" else parts[one](Path(target) / one)
-        for one in what.split(",")
-    }
+    result = {}
+    for one in what.split(","):
+        if one == "resumed":
+            result[one] = resumed(Path(target), *rest)
+            result["there and back"] = there_and_back(Path(target) / "there", rest[0])
+        else:
+            result[one] = parts[one](Path(target) / one)
     report(Path(target), json.loads(json.dumps(result)))

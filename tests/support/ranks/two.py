@@ -360,6 +360,36 @@ def only_the_first_writes_and_prints(folder: Path) -> None:
     assert [line["loss"] for line in lines[1:]] == logged(trainer, "loss")
 
 
+def only_the_first_shows_a_bar(folder: Path) -> None:
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(shown):
+        trainer = make_trainer(folder, train=samples(8), disable_tqdm=False)
+        trainer.train()
+        trainer.evaluate()
+    assert ("2/2" in shown.getvalue()) == (RANK == 0)
+    assert RANK == 0 or shown.getvalue() == ""
+
+
+def a_log_is_one_message(folder: Path) -> None:
+    sent: list[int] = []
+    gather = dist.all_gather
+
+    def counting(parts: Any, tensor: Tensor, **options: Any) -> Any:
+        sent.append(tensor.numel())
+        return gather(parts, tensor, **options)
+
+    options = {"max_steps": 6, "logging_steps": 3, "save_strategy": "no"}
+    trainer = make_trainer(folder, scored("mlp"), train=samples(32), **options)
+    dist.all_gather = counting
+    try:
+        trainer.train()
+    finally:
+        dist.all_gather = gather
+    # Losses of three updates with the two counts, twice; the counts again at the end.
+    assert [numbers for numbers in sent if numbers >= 2] == [5, 5, 2]
+    assert trainer.state.total_flos == agree.from_first(trainer._ranks, trainer.state.total_flos)
+
+
 def each_has_its_random_state_back(folder: Path) -> None:
     drawn: list[float] = []
 
@@ -450,6 +480,8 @@ CHECKS = [
     a_save_that_fails_fails_on_all,
     the_best_model_is_loaded_by_all,
     only_the_first_writes_and_prints,
+    only_the_first_shows_a_bar,
+    a_log_is_one_message,
     each_has_its_random_state_back,
     a_model_that_is_bypassed_is_noticed,
     a_step_of_ones_own_is_shared,

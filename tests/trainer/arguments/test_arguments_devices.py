@@ -63,6 +63,46 @@ def test_backend_without_a_launcher_is_of_no_effect():
     assert not torch.distributed.is_initialized()
 
 
+@pytest.fixture
+def present(monkeypatch):
+    """Let accelerate find a device that is not there."""
+
+    def claim(name):
+        monkeypatch.setattr(f"accelerate.state.is_{name}_available", lambda *_, **__: True)
+        monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: name == "mps")
+        for variable in ("LOCAL_RANK", "RANK", "WORLD_SIZE", "PYTORCH_ENABLE_MPS_FALLBACK"):
+            monkeypatch.delenv(variable, raising=False)
+
+    return claim
+
+
+@pytest.mark.row(142, 143)
+@pytest.mark.parametrize("name", ["mps", "xpu", "hpu"])
+def test_another_accelerator_is_used_when_there_is_one(name, present, monkeypatch):
+    present(name)
+    if name != "mps":  # their own packages would choose the device
+        monkeypatch.setattr(torch, name, SimpleNamespace(set_device=lambda _: None), raising=False)
+    args = TrainingArguments(per_device_train_batch_size=3)
+    assert args.device.type == name
+    assert (args.n_gpu, args.world_size, args.train_batch_size) == (1, 1, 3)
+    assert args.parallel_mode is ParallelMode.NOT_PARALLEL
+    assert TrainingArguments(use_cpu=True).device == CPU
+
+
+@pytest.mark.row(142)
+def test_processes_that_cannot_join_each_other_are_refused(present, monkeypatch):
+    present("mps")
+    for variable in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(variable, "2")
+    for variable in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(variable, "0")
+    for backend in (None, "gloo", "nccl"):
+        with pytest.raises(ValueError, match=r"started 2 processes, but an Apple GPU \(mps\)"):
+            _ = TrainingArguments(ddp_backend=backend).device
+        assert not torch.distributed.is_initialized()
+
+
 def test_several_devices_in_one_process():
     args = pretend(TrainingArguments(), n_gpu=4)
     assert args.parallel_mode is ParallelMode.NOT_DISTRIBUTED
