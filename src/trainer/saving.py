@@ -67,11 +67,15 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
         model_tensors=trainer._model_tensors() if writer and not fsdp_plan.wanted(args) else None,
         hf=hf_checkpoints.parts_of(trainer, run) if args.checkpoint_format == "hf" else None,
     )
-    sharded = fsdp_plan.wanted(args)
+    sharded, zero = fsdp_plan.wanted(args), trainer._zero
     if sharded:
         from trainer.distributed import fsdp_state
 
         contents = fsdp_state.distributed_contents(trainer, contents)
+    elif zero is not None:
+        from trainer.distributed import deepspeed_state
+
+        contents = deepspeed_state.contents_of(trainer, contents)
     kept = state.best_model_checkpoint
 
     def tidy(path: Path) -> None:
@@ -85,6 +89,10 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
         if sharded and fsdp_state.in_parts(args):
             note_failure(trainer, wait=True)
             fsdp_state.write(trainer, root, step, contents, tidy)
+        elif zero is not None and not only_model:
+            path = deepspeed_state.save(trainer, root, step, contents)
+            if ranks.first:
+                tidy(path)
         elif writer:
             note_failure(trainer, wait=True)  # else that of the last save would stand for this one
             writer.submit(root, step, contents, on_done=tidy)
@@ -116,12 +124,13 @@ def close(trainer: Any) -> None:
 def load_best(trainer: Any) -> None:
     """Load the best checkpoint's weights, read by process 0, into the model of every process."""
     ranks = trainer._ranks
-    if fsdp_plan.wanted(trainer.args):
-        from trainer.distributed import fsdp_state
+    if fsdp_plan.wanted(trainer.args) or trainer._zero is not None:
+        from trainer.distributed import deepspeed_state, fsdp_state
 
         path = best.choose(trainer) if ranks.first else None
         if (path := agree.from_first(ranks, path)) is not None:
-            fsdp_state.read_weights(trainer, path)
+            load = fsdp_state.read_weights if trainer._zero is None else deepspeed_state.load_best
+            load(trainer, path)
         return
 
     def read() -> None:

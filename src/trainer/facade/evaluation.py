@@ -95,7 +95,7 @@ class EvaluationMixin(TrainerBase):
         if prediction_loss_only is None:
             prediction_loss_only = self.args.prediction_loss_only
         self.callback_handler.eval_dataloader = dataloader
-        sharding = self._sharded() if fsdp_plan.wanted(self.args) else nullcontext()
+        sharding = self._sharded()
         one_pass = evaluation.Evaluation(
             self,
             self._wrap_model(self.model, training=False),
@@ -129,7 +129,13 @@ class EvaluationMixin(TrainerBase):
         return self.evaluate(ignore_keys=ignore_keys_for_eval)
 
     def _sharded(self) -> AbstractContextManager[None]:
-        """Distribute the model if that was not done; afterwards it is in parts again."""
+        """Distribute the model if that is asked for and not done; afterwards it is in parts again."""
+        if self._zero is not None and self._zero.partitions:
+            from trainer.distributed import deepspeed_engine
+
+            deepspeed_engine.ready_for_evaluation(self)
+        if not fsdp_plan.wanted(self.args):
+            return nullcontext()
         from trainer.distributed import fsdp
 
         fsdp.shard(self)
@@ -139,8 +145,9 @@ class EvaluationMixin(TrainerBase):
     def _evaluation_mode(self) -> Iterator[None]:
         """Put the model and the optimizer into evaluation mode, and every submodule back afterwards."""
         self._sync_buffers()
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
+        root = self.deepspeed or self.model  # an engine has a mode of its own
+        modes = [(module, module.training) for module in root.modules()]
+        root.eval()
         try:
             with self._evaluation_weights():
                 yield
