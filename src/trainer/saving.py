@@ -89,10 +89,6 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
         if sharded and fsdp_state.in_parts(args):
             note_failure(trainer, wait=True)
             fsdp_state.write(trainer, root, step, contents, tidy)
-        elif zero is not None and not only_model:
-            path = deepspeed_state.save(trainer, root, step, contents)
-            if ranks.first:
-                tidy(path)
         elif writer:
             note_failure(trainer, wait=True)  # else that of the last save would stand for this one
             writer.submit(root, step, contents, on_done=tidy)
@@ -100,7 +96,13 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
             tidy(checkpoint.save(root, step, contents))
 
     try:
-        agree.together(ranks, f"saving step {step}", write, checkpoint.CheckpointError)
+        if zero is not None and not only_model:
+            # Agrees by itself; what else it raises must end this process, which the others notice.
+            path = deepspeed_state.save(trainer, root, step, contents)
+            if ranks.first:
+                tidy(path)
+        else:
+            agree.together(ranks, f"saving step {step}", write, checkpoint.CheckpointError)
     except checkpoint.CheckpointError:
         state.best_model_checkpoint = before
         raise

@@ -269,9 +269,9 @@ def _noting(engine: Any) -> Iterator[tuple[list[Path], list[OSError | RuntimeErr
     files = engine.checkpoint_engine
     save = files.save
 
-    def noted(state: Any, path: str) -> None:
+    def noted(state_dict: Any, path: str) -> None:
         try:
-            save(state, path)
+            save(state_dict, path)
         except (OSError, RuntimeError) as error:  # torch.save raises both if the disk is full
             failures.append(error if isinstance(error, OSError) else OSError(str(error)))
         written.append(Path(path))

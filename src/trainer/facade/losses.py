@@ -158,7 +158,7 @@ class LossMixin(TrainerBase):
         zero = self._zero
         if zero is None or zero.engine is None or zero.half is None:
             return data
-        return cast_inputs(data, _HALF[zero.half], ())
+        return cast_inputs(data, getattr(torch, zero.half), ())
 
     def _call_compute_loss(self, model: Any, inputs: Any, *, items: Any, **options: Any) -> Any:
         if self._loss_takes_items:
