@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import trainstep as ts
-from support.ranks.launch import launch
+from support.ranks.launch import free_port, launch
 from support.shell import make_trainer, samples, scored
 
 CONFIG = """
@@ -44,12 +44,3 @@ def test_a_configuration_file_of_accelerate(tmp_path: Path) -> None:
     for rank, found in enumerate(result.found):
         assert found.pop("digest") == ts.digest(trainer.train_state)
         assert found == {"world": 2, "rank": rank, "device": "cpu", "env": str(rank)}
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

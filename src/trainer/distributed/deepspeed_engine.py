@@ -130,16 +130,20 @@ def state_of(trainer: Any) -> TrainState:
     return TrainState(0, params, buffers, (), ts.rng.key(trainer.args.seed))
 
 
-def ready_for_evaluation(trainer: Any) -> None:
-    """Build an engine without optimizer, if processes are to hold parts of the model and do not yet."""
+@contextmanager
+def evaluating(trainer: Any) -> Iterator[None]:
+    """A block in which all processes evaluate a model of which they hold parts.
+
+    Before any training an engine without optimizer is built for it.
+    """
     zero: Zero = trainer._zero
-    if zero.engine is not None:
-        return
-    config = configuration.finished(trainer.args, zero.config, trainer.model, 1)
-    config = {k: v for k, v in config.items() if k not in ("optimizer", "scheduler")}
-    with _as_launched(trainer):
-        made = library(trainer.args).initialize(model=trainer.model, config=config)
-    zero.engine, zero.trains = made[0], False
+    with as_launched(trainer):
+        if zero.engine is None:
+            config = configuration.finished(trainer.args, zero.config, trainer.model, 1)
+            config = {k: v for k, v in config.items() if k not in ("optimizer", "scheduler")}
+            made = library(trainer.args).initialize(model=trainer.model, config=config)
+            zero.engine, zero.trains = made[0], False
+        yield
 
 
 def drop(zero: Zero) -> None:
@@ -158,7 +162,7 @@ def models_in_parts(trainer: Any) -> Iterator[None]:
         return
     config = {**zero.config, "zero_optimization": _without_autos(zero.config["zero_optimization"])}
     with (
-        _as_launched(trainer),
+        as_launched(trainer),
         library(trainer.args).zero.Init(config_dict_or_path=config, dtype=dtype_of(zero)),
     ):
         yield
@@ -183,7 +187,7 @@ def _build(trainer: Any, zero: Zero, updates: int) -> None:
         else:
             trainer.create_optimizer_and_scheduler(num_training_steps=updates)
         given["optimizer"] = _without_empty_groups(trainer)
-    with _as_launched(trainer):
+    with as_launched(trainer):
         engine, optimizer, _, scheduler = library(args).initialize(**given)
     zero.engine, zero.trains = engine, True
     trainer.optimizer = getattr(optimizer, "optimizer", optimizer)
@@ -224,7 +228,7 @@ def _without_autos(section: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _as_launched(trainer: Any) -> Iterator[None]:
+def as_launched(trainer: Any) -> Iterator[None]:
     """Give a process that no launcher started a group of its own, and what DeepSpeed looks for."""
     if not dist.is_initialized():
         backend = "nccl" if trainer.args.device.type == "cuda" else "gloo"

@@ -95,18 +95,18 @@ class EvaluationMixin(TrainerBase):
         if prediction_loss_only is None:
             prediction_loss_only = self.args.prediction_loss_only
         self.callback_handler.eval_dataloader = dataloader
-        sharding = self._sharded()
-        one_pass = evaluation.Evaluation(
-            self,
-            self._wrap_model(self.model, training=False),
-            prediction_loss_only,
-            ignore_keys,
-            prediction=description == "Prediction",
-        )
-        with self._evaluation_mode():
-            with sharding, self._half_weights():
-                one_pass.run(dataloader)
-            return one_pass.result(dataloader, metric_key_prefix)
+        with self._sharded():
+            one_pass = evaluation.Evaluation(
+                self,
+                self._wrap_model(self.model, training=False),
+                prediction_loss_only,
+                ignore_keys,
+                prediction=description == "Prediction",
+            )
+            with self._evaluation_mode():
+                with self._half_weights():
+                    one_pass.run(dataloader)
+                return one_pass.result(dataloader, metric_key_prefix)
 
     def prediction_step(
         self,
@@ -133,7 +133,7 @@ class EvaluationMixin(TrainerBase):
         if self._zero is not None and self._zero.partitions:
             from trainer.distributed import deepspeed_engine
 
-            deepspeed_engine.ready_for_evaluation(self)
+            return deepspeed_engine.evaluating(self)
         if not fsdp_plan.wanted(self.args):
             return nullcontext()
         from trainer.distributed import fsdp

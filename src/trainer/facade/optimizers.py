@@ -160,7 +160,10 @@ class OptimizerMixin(TrainerBase):
         At its end the model has the weights that are to be evaluated and saved.
         """
         if self._zero is not None:  # the engine has the only weights
-            yield
+            from trainer.distributed import deepspeed_engine
+
+            with deepspeed_engine.as_launched(self):
+                yield
             return
         adopted = self._adopt_optimizer()
         self._switch_optimizer("train")
