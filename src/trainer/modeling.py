@@ -44,8 +44,8 @@ def can_return_loss(model: nn.Module) -> bool:
 
 
 def unwrap(model: Any) -> Any:
-    """Return the module inside PyTorch's wrappers (DDP, DataParallel, ``torch.compile``) and DeepSpeed's."""
-    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    """Return the module inside wrappers: DDP, DataParallel, ``torch.compile``, DeepSpeed's engine."""
+    wrappers: tuple[Any, ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
     if (library := sys.modules.get("deepspeed")) is not None:
         wrappers += (library.DeepSpeedEngine,)
     while True:

@@ -81,9 +81,9 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
     logger.info("Resuming from %s", found.path)
     if "deepspeed" in found.position and trainer._zero is None:
         raise ValueError(
-            f"{found.path} was saved by a training with deepspeed, whose state only DeepSpeed can read. Set "
-            "deepspeed in the arguments, or make model files of it with the zero_to_fp32.py in it and start "
-            "anew from those."
+            f"{found.path} was saved by a training with deepspeed, whose state only DeepSpeed can read. "
+            "Set deepspeed in the arguments, or make model files of it with the zero_to_fp32.py in it and "
+            "start anew from those."
         )
     _report_changes(trainer.args, found)
     state = TrainerState.from_json(found.trainer_state, str(found.path / TRAINER_STATE_NAME))

@@ -185,9 +185,7 @@ def test_accelerates_configuration(two: list[Any], tmp_path: Path) -> None:
     config.write_text(_CONFIG.format(settings=settings))
     launcher = ("-m", "accelerate.commands.launch", f"--config_file={config}")
     launcher += (f"--main_process_port={free_port()}",)
-    result = launch(
-        2, "zero", tmp_path, "launched", launcher=launcher, processes="--num_processes"
-    )
+    result = launch(2, "zero", tmp_path, "launched", launcher=launcher, processes="--num_processes")
     for found in result.found:
         assert found["launched"]["stage"] == 2
         assert found["launched"]["loss"] == two[0]["trained"]["stage 2"]["loss"]

@@ -1,8 +1,8 @@
 """The DeepSpeed configuration: where it comes from, and how the arguments fill it in.
 
-Values of ``"auto"`` are taken from the arguments. So are those that a run cannot do without and that are left
-out (batch sizes, accumulation, clipping, precision, learning rate): DeepSpeed would put numbers of its own
-in their place, and the arguments would have no effect. A value that is given must agree with the arguments.
+Values of ``"auto"`` are taken from the arguments. So are those that a run cannot do without and that are
+left out (batch sizes, accumulation, clipping, precision, learning rate): DeepSpeed would put numbers of
+its own in their place, and the arguments would have no effect. A value that is given must agree with them.
 """
 
 import copy
@@ -31,7 +31,7 @@ def raw_config(args: Any) -> dict[str, Any]:
     """Return a copy of the configuration as it was given; see ``asked``.
 
     Raises:
-        ValueError: if it is no dict, JSON text or readable JSON file, or has no ``zero_optimization`` stage.
+        ValueError: if it is no dict, JSON text or readable JSON file, or has no ZeRO stage.
     """
     if args.deepspeed:
         config = copy.deepcopy(dict(as_mapping("deepspeed", args.deepspeed) or {}))
@@ -193,8 +193,8 @@ def _fill_optimizer(args: Any, filling: _Filling) -> None:
 def _fill_buckets(filling: _Filling, model: Any) -> None:
     """Fill in the sizes that depend on the width of the model.
 
-    Those are a square of weights to reduce at a time, and with stage 3 0.9 of one to fetch ahead; parameters
-    of less than ten rows stay whole.
+    Those are a square of weights to reduce at a time, and with stage 3 0.9 of one to fetch ahead;
+    parameters of less than ten rows stay whole.
     """
     sizes: dict[str, Any] = {"reduce_bucket_size": lambda width: width * width}
     if stage_of(filling.config) == 3:

@@ -1,10 +1,10 @@
 """DeepSpeed's weights and checkpoints: gathered, saved whole or not at all, verified, loaded.
 
-A checkpoint has the files of any checkpoint, and beside them what the engine saves: ``global_step<n>/`` with
-the files of all processes, ``latest`` and the scripts ``zero_to_fp32.py`` and ``zero_to_torch.py``. Those in
-the folder are **pickles**, written by DeepSpeed and read by DeepSpeed only. The manifest has the size and
-SHA-256 of each, which are compared before one is read: that finds damage, not malice, since whoever can
-write the folder can write the manifest. Only resume from checkpoints that you trust.
+A checkpoint has the files of any checkpoint, and beside them what the engine saves: ``global_step<n>/``
+with the files of all processes, ``latest`` and the scripts ``zero_to_fp32.py`` and ``zero_to_torch.py``.
+Those in the folder are **pickles**, written by DeepSpeed and read by DeepSpeed only. The manifest has the
+size and SHA-256 of each, which are compared before one is read: that finds damage, not malice, since
+whoever can write the folder can write the manifest. Only resume from checkpoints that you trust.
 """
 
 import logging
@@ -168,8 +168,8 @@ def open_checkpoint(path: Path, ranks: Ranks) -> Loaded:
             raise CheckpointError(f"{path}: {name} cannot be read: {error}") from error
         if actual != expected:
             raise CheckpointError(
-                f"{path}: {name} is damaged: it has {actual.size} bytes and SHA-256 {actual.sha256}, expected "
-                f"{expected.size} and {expected.sha256}. Resume from another checkpoint"
+                f"{path}: {name} is damaged: it has {actual.size} bytes and SHA-256 {actual.sha256}, "
+                f"expected {expected.size} and {expected.sha256}. Resume from another checkpoint"
             )
     return found
 
@@ -303,8 +303,8 @@ def _finish(
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{final}: process 0 does not see {', '.join(missing)}, which other processes wrote. output_dir "
-            "must be on a file system that all machines share"
+            f"{final}: process 0 does not see {', '.join(missing)}, which other processes wrote. "
+            "output_dir must be on a file system that all machines share"
         )
     with closing(Workers(1)) as syncing:
         write_texts(folder, prepared, stored, syncing)
