@@ -43,9 +43,9 @@ def find_checkpoint(trainer: Any, wanted: str | Path | bool | None) -> checkpoin
 
     def load() -> checkpoint.Loaded:
         if trainer._zero is not None:
-            from trainer.distributed import deepspeed_state
+            from trainer.distributed import deepspeed_resume
 
-            return deepspeed_state.open_checkpoint(Path(str(path)), ranks)
+            return deepspeed_resume.open_checkpoint(Path(str(path)), ranks)
         # With parts of tensors, each process reads its own, when it knows which they are.
         read = checkpoint.open_lazily if fsdp_plan.wanted(trainer.args) else checkpoint.load
         return read(Path(str(path)))
@@ -111,9 +111,9 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
 def _take_up(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> None:
     """Take over state, position and running means from a checkpoint of this package."""
     if trainer._zero is not None:
-        from trainer.distributed import deepspeed_state
+        from trainer.distributed import deepspeed_resume
 
-        run.state = deepspeed_state.take_up(trainer, run.state, found)
+        run.state = deepspeed_resume.take_up(trainer, run.state, found)
     elif fsdp_plan.wanted(trainer.args):
         _take_up_parts(trainer, run, found)
     elif found.state is None:

@@ -127,11 +127,11 @@ def load_best(trainer: Any) -> None:
     """Load the best checkpoint's weights, read by process 0, into the model of every process."""
     ranks = trainer._ranks
     if fsdp_plan.wanted(trainer.args) or trainer._zero is not None:
-        from trainer.distributed import deepspeed_state, fsdp_state
+        from trainer.distributed import deepspeed_resume, fsdp_state
 
         path = best.choose(trainer) if ranks.first else None
         if (path := agree.from_first(ranks, path)) is not None:
-            load = fsdp_state.read_weights if trainer._zero is None else deepspeed_state.load_best
+            load = fsdp_state.read_weights if trainer._zero is None else deepspeed_resume.load_best
             load(trainer, path)
         return
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's weights and checkpoints: gathered, saved whole or not at all, verified, loaded.
+"""DeepSpeed's weights and checkpoints: gathered, and saved whole or not at all.
 
 A checkpoint has the files of any checkpoint, and beside them what the engine saves: ``global_step<n>/``
 with the files of all processes, ``latest`` and the scripts ``zero_to_fp32.py`` and ``zero_to_torch.py``.
@@ -18,9 +18,8 @@ from torch import Tensor
 
 import trainstep as ts
 from trainer import modeling
-from trainer.checkpoint import CheckpointError, Contents, Loaded, io, open_lazily, space
+from trainer.checkpoint import CheckpointError, Contents, io, space
 from trainer.checkpoint.hashing import Workers, hash_file, new_sha
-from trainer.checkpoint.hf_format import is_foreign
 from trainer.checkpoint.layout import checkpoint_dir, sibling_dir
 from trainer.checkpoint.manifest import File, Manifest
 from trainer.checkpoint.place import publish, tidy
@@ -147,78 +146,6 @@ def save(trainer: Any, root: Path, step: int, contents: Contents) -> Path:
     return final
 
 
-def open_checkpoint(path: Path, ranks: Ranks) -> Loaded:
-    """Read a checkpoint but for the engine's files, of which this process verifies its share.
-
-    Raises:
-        CheckpointError: if it is damaged, or no checkpoint of a training with DeepSpeed.
-    """
-    if is_foreign(path):
-        raise CheckpointError(
-            f"{path}: a checkpoint of the Hugging Face Trainer cannot be resumed with deepspeed; build the "
-            "model from its weights and start anew"
-        )
-    found = open_lazily(path)
-    names = sorted(name for name in found.manifest.files if name.startswith("global_step"))
-    for name in names[ranks.rank :: ranks.size]:
-        expected = found.manifest.files[name]
-        try:
-            actual = _entry(path / name)
-        except OSError as error:
-            raise CheckpointError(f"{path}: {name} cannot be read: {error}") from error
-        if actual != expected:
-            raise CheckpointError(
-                f"{path}: {name} is damaged: it has {actual.size} bytes and SHA-256 {actual.sha256}, "
-                f"expected {expected.size} and {expected.sha256}. Resume from another checkpoint"
-            )
-    return found
-
-
-def take_up(trainer: Any, mine: ts.TrainState, found: Loaded) -> ts.TrainState:
-    """Let the engine go on from a checkpoint, and return the state there.
-
-    Raises:
-        ValueError: if it was saved by another number of processes, or with another stage or precision.
-        CheckpointError: if DeepSpeed cannot read it.
-    """
-    zero: Zero = trainer._zero
-    saved = found.position.get(POSITION)
-    if saved is None or found.source is None:
-        raise ValueError(
-            f"{found.path} holds no state of DeepSpeed: it was saved without deepspeed, or with "
-            "save_only_model. Build the model from its weights (from_pretrained) and start anew."
-        )
-    ours = {"stage": zero.stage, "half": zero.half, "world_size": trainer._ranks.size}
-    wrong = [f"{k}: {saved[k]} then, {v} now" for k, v in ours.items() if saved[k] != v]
-    if wrong:
-        raise ValueError(
-            f"{found.path} cannot be resumed, because DeepSpeed's state fits neither another number of "
-            f"processes nor another stage or precision: {'; '.join(wrong)}. Launch the run as it was, or "
-            "make model files of it with zero_to_fp32.py and start anew."
-        )
-    _load(trainer, found.path, saved["tag"])
-    source = ts.serialize.from_flat({}, found.source.metadata)
-    return mine.evolve(step=source.step, key=source.key)
-
-
-def load_best(trainer: Any, path: Path) -> None:
-    """Put the engine, and with it the model, where a checkpoint of this run was saved; all must call."""
-    found = agree.together(
-        trainer._ranks,
-        f"reading {path}",
-        lambda: open_checkpoint(path, trainer._ranks),
-        CheckpointError,
-    )
-    _load(trainer, path, found.position[POSITION]["tag"])
-
-
-def _load(trainer: Any, path: Path, tag: str) -> None:
-    engine = trainer._zero.engine
-    loaded, _ = engine.load_checkpoint(str(path), tag=tag)
-    if loaded is None:
-        raise CheckpointError(f"{path}: DeepSpeed found no checkpoint {tag} in it")
-
-
 def _tag(step: int) -> str:
     return f"global_step{step}"
 
@@ -246,7 +173,7 @@ def _save_engine(trainer: Any, folder: Path, final: Path, step: int) -> dict[str
                 raise failures[0]
             for path in written:
                 io.sync_file(path)
-            return {path.relative_to(folder).as_posix(): _entry(path) for path in written}
+            return {path.relative_to(folder).as_posix(): entry_of(path) for path in written}
 
     with _noting(trainer._zero.engine) as (written, failures):
         _write_engine(trainer, folder, step)
@@ -299,7 +226,7 @@ def _finish(
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in known:
             io.sync_file(path)
-            files[name] = _entry(path)
+            files[name] = entry_of(path)
     missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
@@ -314,7 +241,7 @@ def _finish(
     publish(folder, final, step)
 
 
-def _entry(path: Path) -> File:
+def entry_of(path: Path) -> File:
     sha = new_sha()
     hash_file(path, sha)
     return File(path.stat().st_size, sha.hexdigest())
