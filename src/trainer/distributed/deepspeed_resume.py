@@ -1,4 +1,4 @@
-"""How a run takes up what DeepSpeed saved: verified against the manifest, then loaded by the engine itself."""
+"""How a run takes up what DeepSpeed saved: verified by the manifest, then loaded by the engine itself."""
 
 from pathlib import Path
 from typing import Any
