@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEEPSPEED := $(VENV)/.deepspeed
 
 .PHONY: train test test-full check format bench clean help
 
@@ -12,6 +13,13 @@ help: ## show this list
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# DeepSpeed is built beside the torch that is installed; its kernels are compiled when they are used.
+$(DEEPSPEED): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools ninja
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt \
+		--no-build-isolation --editable '.[deepspeed]'
 	@touch $@
 
 train: $(READY) ## train a byte-level GPT on Python's documentation (under 3 minutes on 2 cores)
@@ -25,7 +33,7 @@ check: $(READY) ## lint, format and types
 test: check ## everything: lint, types, unit and property tests, examples
 	$(BIN)/pytest -n 2 $(ARGS)
 
-test-full: check ## the same, with every case of what `make test` samples (takes long)
+test-full: check $(DEEPSPEED) ## the same with DeepSpeed, and every case of what `make test` samples (takes long)
 	TRAINSTEP_FULL=1 $(BIN)/pytest -n 2 $(ARGS)
 
 format: $(READY) ## rewrite the code in the project's format

@@ -1,6 +1,7 @@
 """What the trainer needs to know about a model, whoever wrote it."""
 
 import inspect
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,13 @@ def can_return_loss(model: nn.Module) -> bool:
 
 
 def unwrap(model: Any) -> Any:
-    """Return the module inside PyTorch's own wrappers (DDP, DataParallel, ``torch.compile``)."""
+    """Return the module inside wrappers: DDP, DataParallel, ``torch.compile``, DeepSpeed's engine."""
+    wrappers: tuple[Any, ...] = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    if (library := sys.modules.get("deepspeed")) is not None:
+        wrappers += (library.DeepSpeedEngine,)
     while True:
         inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(
-            model, nn.parallel.DistributedDataParallel | nn.DataParallel
-        ):
+        if inner is None and isinstance(model, wrappers):
             inner = model.module
         if inner is None:
             return model
@@ -73,6 +75,11 @@ def has_adapters(model: Any) -> bool:
     """Tell whether a model is one of peft's, which saves and loads the weights of its adapters only."""
     model = unwrap(model)
     return hasattr(model, "peft_config") and callable(getattr(model, "get_base_model", None))
+
+
+def numel(parameter: Any) -> int:
+    """Return the numbers in a parameter, all of them where this process holds a part only."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def save_weights(

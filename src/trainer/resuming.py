@@ -43,6 +43,10 @@ def find_checkpoint(trainer: Any, wanted: str | Path | bool | None) -> checkpoin
         return _choose(trainer, wanted) if ranks.first else None
 
     def load() -> checkpoint.Loaded:
+        if trainer._zero is not None:
+            from trainer.distributed import deepspeed_resume
+
+            return deepspeed_resume.open_checkpoint(Path(str(path)), ranks)
         # With parts of tensors, each process reads its own, when it knows which they are.
         read = checkpoint.open_lazily if fsdp_plan.wanted(trainer.args) else checkpoint.load
         return read(Path(str(path)))
@@ -76,6 +80,12 @@ def _choose(trainer: Any, wanted: str | Path | bool) -> Path:
 def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> None:
     """Put a run where ``found`` was written."""
     logger.info("Resuming from %s", found.path)
+    if "deepspeed" in found.position and trainer._zero is None:
+        raise ValueError(
+            f"{found.path} was saved by a training with deepspeed, whose state only DeepSpeed can read. "
+            "Set deepspeed in the arguments, or make model files of it with the zero_to_fp32.py in it and "
+            "start anew from those."
+        )
     _report_changes(trainer.args, found)
     state = TrainerState.from_json(found.trainer_state, str(found.path / TRAINER_STATE_NAME))
     state.train_batch_size = trainer._train_batch_size
@@ -100,7 +110,11 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
 
 def _take_up(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> None:
     """Take over state, position and running means from a checkpoint of this package."""
-    if fsdp_plan.wanted(trainer.args):
+    if trainer._zero is not None:
+        from trainer.distributed import deepspeed_resume
+
+        run.state = deepspeed_resume.take_up(trainer, run.state, found)
+    elif fsdp_plan.wanted(trainer.args):
         _take_up_parts(trainer, run, found)
     elif found.state is None:
         logger.warning(

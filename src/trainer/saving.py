@@ -67,11 +67,15 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
         model_tensors=trainer._model_tensors() if writer and not fsdp_plan.wanted(args) else None,
         hf=hf_checkpoints.parts_of(trainer, run) if args.checkpoint_format == "hf" else None,
     )
-    sharded = fsdp_plan.wanted(args)
+    sharded, zero = fsdp_plan.wanted(args), trainer._zero
     if sharded:
         from trainer.distributed import fsdp_state
 
         contents = fsdp_state.distributed_contents(trainer, contents)
+    elif zero is not None:
+        from trainer.distributed import deepspeed_state
+
+        contents = deepspeed_state.contents_of(trainer, contents)
     kept = state.best_model_checkpoint
 
     def tidy(path: Path) -> None:
@@ -92,7 +96,13 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
             tidy(checkpoint.save(root, step, contents))
 
     try:
-        agree.together(ranks, f"saving step {step}", write, checkpoint.CheckpointError)
+        if zero is not None and not only_model:
+            # Agrees by itself; what else it raises must end this process, which the others notice.
+            path = deepspeed_state.save(trainer, root, step, contents)
+            if ranks.first:
+                tidy(path)
+        else:
+            agree.together(ranks, f"saving step {step}", write, checkpoint.CheckpointError)
     except checkpoint.CheckpointError:
         state.best_model_checkpoint = before
         raise
@@ -116,12 +126,13 @@ def close(trainer: Any) -> None:
 def load_best(trainer: Any) -> None:
     """Load the best checkpoint's weights, read by process 0, into the model of every process."""
     ranks = trainer._ranks
-    if fsdp_plan.wanted(trainer.args):
-        from trainer.distributed import fsdp_state
+    if fsdp_plan.wanted(trainer.args) or trainer._zero is not None:
+        from trainer.distributed import deepspeed_resume, fsdp_state
 
         path = best.choose(trainer) if ranks.first else None
         if (path := agree.from_first(ranks, path)) is not None:
-            fsdp_state.read_weights(trainer, path)
+            load = fsdp_state.read_weights if trainer._zero is None else deepspeed_resume.load_best
+            load(trainer, path)
         return
 
     def read() -> None:

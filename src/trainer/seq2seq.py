@@ -146,7 +146,8 @@ class Seq2SeqTrainer(Trainer):
         check_prompt(module, inputs)
         options = self._with_defaults(gen_kwargs or self._gen_kwargs or {})
         with torch.no_grad(), self.compute_loss_context_manager():
-            if fsdp_plan.wanted(self.args):  # weights are gathered by all processes at once
+            in_parts = self._zero is not None and self._zero.partitions
+            if in_parts or fsdp_plan.wanted(self.args):  # gathered by all processes at once
                 options.setdefault("synced_gpus", True)
             output = module.generate(**generation_inputs(inputs), **options)
         tokens: Tensor = getattr(output, "sequences", output)

@@ -89,19 +89,7 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
     )
     trainer.state.compute_steps(args, plan.max_steps)
     trainer.state.init_training_references(trainer, plan.max_steps, plan.num_train_epochs, None)
-    trainer.create_optimizer_and_scheduler(num_training_steps=plan.max_steps)
-    rates = Rates(trainer.optimizer, trainer.lr_scheduler)
-    step = ts.make_step(
-        _no_loss,  # gradients come from the engine
-        trainer._adopt_optimizer().pure,
-        schedule=rates.at,
-        transforms=make_transforms(args),
-        on_nonfinite=args.on_nonfinite,
-        loss_scale=ts.DynamicScale() if args.fp16 else None,
-    )
-    state = trainer._fresh_state(step)
-    state = state.evolve(opt_state=trainer._adopted.attach(state.opt_state))
-    trainer._rates = rates
+    step, state, trainer._rates = _begin(trainer, plan)
     trainer._writer = trainer._make_writer()
     trainer.model_wrapped = trainer._wrap_model(trainer.model)
     handler = trainer.callback_handler
@@ -115,7 +103,7 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
     engine = distributed.make_engine(trainer, state, windows, trainer._ranks)
     run = Run(
         plan=plan,
-        step=ts.donate(step),
+        step=step,
         state=state,
         engine=engine,
         batches=Feed(loader, observe, progress=not args.disable_tqdm),
@@ -124,10 +112,33 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
         accumulation=args.gradient_accumulation_steps,
         ahead=Prefetch(args.device),
     )
-    engage(trainer, run, engine)
-    if trainer._adopted.fused is None:
+    if trainer._zero is None:
+        engage(trainer, run, engine)
+    if trainer._adopted is not None and trainer._adopted.fused is None:
         run.watched = partial(handler.listens, Event.PRE_OPTIMIZER_STEP.value)
     return run
+
+
+def _begin(trainer: Any, plan: Plan) -> tuple[Any, ts.TrainState, Rates]:
+    """Return the update of a run, the state before it, and the rates of its groups."""
+    args = trainer.args
+    if trainer._zero is not None:
+        from trainer.distributed import deepspeed_engine
+
+        return deepspeed_engine.begin(trainer, plan.max_steps)
+    trainer.create_optimizer_and_scheduler(num_training_steps=plan.max_steps)
+    rates = Rates(trainer.optimizer, trainer.lr_scheduler)
+    step = ts.make_step(
+        _no_loss,  # gradients come from the engine
+        trainer._adopt_optimizer().pure,
+        schedule=rates.at,
+        transforms=make_transforms(args),
+        on_nonfinite=args.on_nonfinite,
+        loss_scale=ts.DynamicScale() if args.fp16 else None,
+    )
+    state = trainer._fresh_state(step)
+    state = state.evolve(opt_state=trainer._adopted.attach(state.opt_state))
+    return ts.donate(step), state, rates
 
 
 def _no_loss(params: Any, buffers: Any, batch: Any, key: Any) -> ts.Loss:

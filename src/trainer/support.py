@@ -2,7 +2,6 @@
 
 import dataclasses
 import logging
-import os
 from typing import Any
 
 from trainer.arguments import Seq2SeqTrainingArguments, TrainingArguments
@@ -12,7 +11,6 @@ logger = logging.getLogger(__name__)
 # Fields with the only values that have the effect they should.
 _SUPPORTED: dict[str, tuple[Any, ...]] = {
     "push_to_hub": (False,),
-    "deepspeed": (None,),
 }
 
 
@@ -38,9 +36,7 @@ def _with_processes(args: Any) -> list[str]:
     """Return what there is not with several processes."""
     count = f"with {args.world_size} processes"
     kind = str(getattr(args.distributed_state.distributed_type, "value", ""))
-    found = [kind] if kind in ("DEEPSPEED", "MEGATRON_LM", "XLA", "TP") else []
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() in ("true", "1"):
-        found.append(f"ACCELERATE_USE_DEEPSPEED (accelerate's configuration) {count}")
+    found = [kind] if kind in ("MEGATRON_LM", "XLA", "TP") else []
     if args.auto_find_batch_size:
         found.append(f"auto_find_batch_size=True {count}")
     if getattr(args.accelerator_config, "dispatch_batches", None):

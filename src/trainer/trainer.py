@@ -33,7 +33,7 @@ from trainer.checks import (
     takes,
 )
 from trainer.determinism import enable_full_determinism, set_seed
-from trainer.distributed import fsdp_plan
+from trainer.distributed import deepspeed_plan, fsdp_plan
 from trainer.facade.accelerator import AcceleratorMixin
 from trainer.facade.callbacks import CallbackMixin
 from trainer.facade.data import DataMixin
@@ -117,13 +117,16 @@ class Trainer(
         if self.args.batch_eval_metrics and compute_metrics is not None:
             check_batch_metrics(compute_metrics)
         fsdp_plan.check(self.args, optimizers)
+        self._zero = deepspeed_plan.plan(self.args, optimizers, optimizer_cls_and_kwargs)
         refuse_unsupported(self.args)
         refuse_unused_hooks(self)
         check_optimizers(optimizers, optimizer_cls_and_kwargs, model_init)
         check_choices(
             self.args,
-            optimizer=optimizers[0] is None and optimizer_cls_and_kwargs is None,
-            scheduler=optimizers[1] is None,
+            optimizer=optimizers[0] is None
+            and optimizer_cls_and_kwargs is None
+            and not (self._zero and self._zero.own_optimizer),
+            scheduler=optimizers[1] is None and not (self._zero and self._zero.own_scheduler),
         )
         logging.getLogger("trainer").setLevel(self.args.get_process_log_level())
         self._memory = MemoryTracker(self.args.skip_memory_metrics, self.args.device)
@@ -200,6 +203,7 @@ class Trainer(
         resume_from_checkpoint = replaying.start(self, resume_from_checkpoint)
         if self.model_init is not None:
             set_seed(self.args.seed)
+            self._drop_engine()
             self.model = self.call_model_init()
             self._place_model()
             self._train_state = self._adopted = None
@@ -207,7 +211,8 @@ class Trainer(
         if self._own_scheduler:
             self.lr_scheduler = None  # a run has a schedule of its own length
         check_trainable(self, required=True)
-        check_master_weights(self.args, self.model)
+        if self._zero is None:  # which keeps master weights itself
+            check_master_weights(self.args, self.model)
         self.is_in_train = True
         try:
             with ExitStack() as stack:

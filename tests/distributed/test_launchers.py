@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import trainstep as ts
-from support.ranks.launch import launch, start, wait
+from support.ranks.launch import free_port, launch, start, wait
 from support.shell import make_trainer, samples, scored
 from trainer.checkpoint import verify
 
@@ -82,12 +82,3 @@ def placed(rank: int, *, local: int, saves: bool) -> dict[str, object]:
     """Return what one of two processes says of itself."""
     where = {"world": 2, "rank": rank, "local": local, "saves": saves}
     return {**where, "device": "cpu", "env": str(rank)}
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .accelerator_config import as_accelerator_config
 from .convert import as_mapping, as_scalar, json_object, scalar_type
+from .deepspeed import announce
 from .enums import (
     DebugOption,
     HubStrategy,
@@ -122,7 +123,7 @@ def derive_values(args: "TrainingArguments") -> None:
 
 
 def build_configs(args: "TrainingArguments") -> None:
-    """Build the configuration objects: accelerate's, then FSDP's.
+    """Build the configuration objects: accelerate's, FSDP's, and DeepSpeed's for transformers.
 
     Raises:
         NotImplementedError, TypeError, ValueError: See :func:`as_accelerator_config`.
@@ -140,6 +141,7 @@ def build_configs(args: "TrainingArguments") -> None:
     args.fsdp = fsdp_options(args.fsdp)
     args.fsdp_config = fsdp_details(args.fsdp_config)
     check_fsdp(args.fsdp, args.fsdp_config, args.gradient_checkpointing)
+    args.hf_deepspeed_config = announce(args)
 
 
 def _take_accumulation(args: "TrainingArguments", steps: int | None) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .base import TrainingArguments
 
 _CACHE = "_device_cache"
+_HERE = (_CACHE, "hf_deepspeed_config")
 
 
 class DevicesMixin:
@@ -28,7 +29,10 @@ class DevicesMixin:
     """
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != _CACHE}
+        return {key: value for key, value in vars(self).items() if key not in _HERE}
+
+    # What transformers knows of DeepSpeed; it forgets that when this object is gone.
+    hf_deepspeed_config: Any = None
 
     @property
     def _device_setup(self) -> DeviceSetup:

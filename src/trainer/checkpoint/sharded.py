@@ -35,11 +35,11 @@ from trainer.checkpoint.planning import Part, SavePlanner
 from trainer.checkpoint.weights import Stored, write_leaves
 from trainer.checkpoint.writer import (
     Prepared,
-    absorb,
     disk_errors,
     prepare,
     seal,
     settle,
+    write_model_files,
     write_texts,
 )
 from trainstep.serialize import to_flat
@@ -128,16 +128,8 @@ class _Writer(dcp.StorageWriter):
             space.check(self._root, self._prepared.needed * len(plans))
             io.make_folder(folder)
             self._made = folder
-            self._contents.put_model(folder)
             self._others = Stored({_name(item) for plan in plans for item in plan.items})
-            with (
-                Hashing() as hashing,
-                closing(Workers(1)) as syncing,
-                closing(Workers(1)) as comparing,
-            ):
-                absorb(folder, {}, self._others, hashing, syncing, comparing)
-                hashing.join()
-                syncing.join()
+            write_model_files(folder, self._contents, self._others)
         return [replace(plan, storage_data=(str(folder), rank)) for rank, plan in enumerate(plans)]
 
     def write_data(self, plan: SavePlan, planner: Any) -> Future[list[WriteResult]]:

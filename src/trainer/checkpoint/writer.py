@@ -168,6 +168,15 @@ def _write_files(
     return stored.files(folder, hashing.leaves), hashing.leaves
 
 
+def write_model_files(folder: Path, contents: Contents, stored: Stored) -> None:
+    """Let the model write its files, of which no leaf is looked for, and bring them to the disk."""
+    contents.put_model(folder)
+    with Hashing() as hashing, closing(Workers(1)) as syncing, closing(Workers(1)) as comparing:
+        absorb(folder, {}, stored, hashing, syncing, comparing)
+        hashing.join()
+        syncing.join()
+
+
 def write_texts(folder: Path, prepared: Prepared, stored: Stored, syncing: Workers) -> None:
     """Write the JSON files; ``train_state.json`` says where the leaves in ``stored`` are."""
     # Sorted, as several threads put entries there.

@@ -20,6 +20,10 @@ def make_engine(trainer: Any, state: TrainState, windows: Windows, ranks: Ranks)
         ValueError: if ``exact_reduction`` cannot keep its promise with this model.
     """
     args = trainer.args
+    if trainer._zero is not None:
+        from trainer.distributed.deepspeed_engine import DeepSpeedEngine
+
+        return DeepSpeedEngine(trainer, state, windows, ranks)
     if not ranks.many and not args.exact_reduction:
         return LocalEngine(trainer, state)
     if trainer._adopted.fused is not None:

@@ -50,11 +50,10 @@ class FSDPEngine(DDPEngine):
         for number, batch in enumerate(batches):
             last = number == window - 1
             weight = 1.0 if weights is None else weights[number]
-            sizes = self._windows.sizes[number]
             filler = batch is None
-            if not all(sizes):
+            if self._ranks.many and not all(sizes := self._windows.sizes[number]):
                 batch, weight = stand_in(self._ranks, batch, sizes), 0.0 if filler else weight
-            self._root.set_requires_gradient_sync(last or self._sync_each)
+            self._announce(last=last)
             self._trainer._gradient_weight = weight
             share = self._one(batch, items, window, key, number, nullcontext())
             if not filler:
@@ -66,13 +65,17 @@ class FSDPEngine(DDPEngine):
                     dist.all_reduce(total)
             yield total
 
+    def _announce(self, *, last: bool) -> None:
+        """Say before a micro-batch whether it is the last of an update."""
+        self._root.set_requires_gradient_sync(last or self._sync_each)
+
     def _check_weighted(self, weight: float) -> None:
         left, self._trainer._gradient_weight = self._trainer._gradient_weight, 1
         if weight != 1 and left != 1:
             raise ValueError(
-                "with fsdp, training_step must call self.accelerator.backward(loss) rather than "
-                "loss.backward(): at the end of an epoch processes have different numbers of samples, and "
-                "losses are weighted there. Or set dataloader_drop_last=True."
+                "with fsdp and deepspeed, training_step must call self.accelerator.backward(loss) rather "
+                "than loss.backward(): at the end of an epoch processes have different numbers of samples, "
+                "and losses are weighted there. Or set dataloader_drop_last=True."
             )
 
 

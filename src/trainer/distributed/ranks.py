@@ -42,7 +42,7 @@ def ranks_of(args: Any) -> Ranks:
     """Return the processes that ``args`` belong to, joining their group if that was not done yet."""
     size = args.world_size
     if size > 1:
-        _leave_at_exit()
+        leave_at_exit()
     return Ranks(args.process_index, size, args.ddp_timeout_delta, args.device)
 
 
@@ -69,7 +69,7 @@ def rows_of_rank(args: Any, batch_size: int) -> int:
 _watched = False
 
 
-def _leave_at_exit() -> None:
+def leave_at_exit() -> None:
     """Take the process group down when the program ends, which PyTorch would warn of otherwise."""
     global _watched
     if _watched:

@@ -54,8 +54,8 @@ def begin(trainer: Any, ranks: Ranks) -> None:
         from trainer.distributed import fsdp
 
         fsdp.shard(trainer)
-    else:
-        share_model(trainer.model)
+    elif not any(hasattr(p, "ds_id") for p in trainer.model.parameters()):
+        share_model(trainer.model)  # models that DeepSpeed has taken apart are shared already
 
 
 def share_model(model: nn.Module) -> None:

@@ -112,7 +112,8 @@ class Evaluation:
 
     def _outcomes(self, loader: Iterable[Any], ranks: Any) -> Iterator[Any]:
         """Yield what this process's batches give; None for one that only others have."""
-        if not fsdp_plan.wanted(self._trainer.args):
+        zero = self._trainer._zero
+        if not (fsdp_plan.wanted(self._trainer.args) or (zero is not None and zero.partitions)):
             for batch in loader:
                 yield None if batch is None else attrs.astuple(self._predict(batch), recurse=False)
             return

@@ -97,5 +97,8 @@ class AcceleratorMixin(TrainerBase):
         if self._gradient_weight != 1:
             loss = loss * self._gradient_weight
             self._gradient_weight = 1
+        if self._zero is not None and self._zero.trains:
+            self._zero.engine.backward(loss, scale_wrt_gas=False)
+            return
         scale = None if self._run is None else self._run.step.loss_scale(self._run.state)
         (loss if scale is None else loss * scale).backward(**options)

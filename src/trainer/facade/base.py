@@ -10,6 +10,7 @@ import trainstep as ts
 from trainer.arguments import TrainingArguments
 from trainer.callbacks import CallbackHandler, TrainerControl, TrainerState
 from trainer.checkpoint import BackgroundWriter
+from trainer.distributed.deepspeed_plan import Zero
 from trainer.memory import MemoryTracker
 from trainer.optimizers import Adopted, Rates
 from trainer.smoothing import LabelSmoother
@@ -55,6 +56,7 @@ class TrainerBase:
     # What gradients of the micro-batch count in the mean over processes; read by ``_backward``.
     _gradient_weight: float = 1
     _rates: Rates
+    _zero: Zero | None  # with DeepSpeed
     _writer: BackgroundWriter | None
     _interruption: Any
 

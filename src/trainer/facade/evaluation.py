@@ -95,18 +95,18 @@ class EvaluationMixin(TrainerBase):
         if prediction_loss_only is None:
             prediction_loss_only = self.args.prediction_loss_only
         self.callback_handler.eval_dataloader = dataloader
-        sharding = self._sharded() if fsdp_plan.wanted(self.args) else nullcontext()
-        one_pass = evaluation.Evaluation(
-            self,
-            self._wrap_model(self.model, training=False),
-            prediction_loss_only,
-            ignore_keys,
-            prediction=description == "Prediction",
-        )
-        with self._evaluation_mode():
-            with sharding, self._half_weights():
-                one_pass.run(dataloader)
-            return one_pass.result(dataloader, metric_key_prefix)
+        with self._sharded():
+            one_pass = evaluation.Evaluation(
+                self,
+                self._wrap_model(self.model, training=False),
+                prediction_loss_only,
+                ignore_keys,
+                prediction=description == "Prediction",
+            )
+            with self._evaluation_mode():
+                with self._half_weights():
+                    one_pass.run(dataloader)
+                return one_pass.result(dataloader, metric_key_prefix)
 
     def prediction_step(
         self,
@@ -129,7 +129,13 @@ class EvaluationMixin(TrainerBase):
         return self.evaluate(ignore_keys=ignore_keys_for_eval)
 
     def _sharded(self) -> AbstractContextManager[None]:
-        """Distribute the model if that was not done; afterwards it is in parts again."""
+        """Distribute the model if that is asked for and not done; afterwards it is in parts again."""
+        if self._zero is not None and self._zero.partitions:
+            from trainer.distributed import deepspeed_engine
+
+            return deepspeed_engine.evaluating(self)
+        if not fsdp_plan.wanted(self.args):
+            return nullcontext()
         from trainer.distributed import fsdp
 
         fsdp.shard(self)
@@ -141,8 +147,9 @@ class EvaluationMixin(TrainerBase):
 
         Overridden ``log`` methods and callbacks tell by ``model.training`` what they are called for.
         """
-        modes = [(module, module.training) for module in self.model.modules()]
-        self.model.eval()
+        root = self.deepspeed or self.model  # an engine has a mode of its own
+        modes = [(module, module.training) for module in root.modules()]
+        root.eval()
         try:
             yield
         finally:

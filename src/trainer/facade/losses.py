@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer import modeling
+from trainer.evaluation.half import cast_inputs
 from trainer.facade.base import TrainerBase
 from trainer.losses import count_label_items, loss_from_outputs
 from trainer.memory import empty_cache
@@ -101,9 +102,12 @@ class LossMixin(TrainerBase):
     def autocast_smart_context_manager(
         self, cache_enabled: bool | None = True
     ) -> AbstractContextManager[Any]:
-        """Return the autocast of ``args.bf16`` or ``args.fp16``; a context without effect else."""
+        """Return the autocast of ``args.bf16`` or ``args.fp16``; a context without effect else.
+
+        DeepSpeed's engine has parameters of that type instead.
+        """
         dtype = _HALF.get(self.args.mixed_precision)
-        if dtype is None:
+        if dtype is None or (self._zero is not None and self._zero.engine is not None):
             return nullcontext()
         return torch.autocast(self.args.device.type, dtype, cache_enabled=cache_enabled)
 
@@ -149,8 +153,12 @@ class LossMixin(TrainerBase):
         return prepared
 
     def _prepare_input(self, data: Any) -> Any:
-        """Return nested data with its tensors on the device."""
-        return modeling.move(data, self.args.device, non_blocking=True)
+        """Return nested data with its tensors on the device; for DeepSpeed in its parameters' type."""
+        data = modeling.move(data, self.args.device, non_blocking=True)
+        zero = self._zero
+        if zero is None or zero.engine is None or zero.half is None:
+            return data
+        return cast_inputs(data, getattr(torch, zero.half), ())
 
     def _call_compute_loss(self, model: Any, inputs: Any, *, items: Any, **options: Any) -> Any:
         if self._loss_takes_items:

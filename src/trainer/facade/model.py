@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,8 @@ class ModelMixin(TrainerBase):
         count = len(inspect.signature(make).parameters)
         if count > 1:
             raise RuntimeError(f"model_init must take no argument or the trial; it takes {count}")
-        model = make(trial) if count else make()
+        with self._models_in_parts():
+            model = make(trial) if count else make()
         if model is None:
             raise RuntimeError("model_init returned None; it must return the model")
         return model
@@ -57,6 +59,8 @@ class ModelMixin(TrainerBase):
             return bool(chosen)
         if fsdp_plan.wanted(self.args):  # moved part by part, when it is distributed
             return False
+        if self._zero is not None and self._zero.partitions:
+            return False
         quantized = getattr(self.model, "quantization_method", None) is not None
         mapped = getattr(self.model, "hf_device_map", None) is not None
         return not (quantized or mapped)
@@ -77,9 +81,12 @@ class ModelMixin(TrainerBase):
         """Return what ``training_step``, or ``prediction_step``, is given as the model.
 
         With several processes it is in DistributedDataParallel, unless ``exact_reduction`` adds up
-        gradients or ``fsdp`` distributes the model itself; with ``torch_compile`` it is compiled.
+        gradients or ``fsdp`` distributes the model itself; with ``torch_compile`` it is compiled. With
+        ``deepspeed`` it is DeepSpeed's engine.
         """
         args = self.args
+        if self._zero is not None:  # before there is an engine, every process evaluates by itself
+            return self._zero.engine or model
         sharded = fsdp_plan.wanted(args)
         if training and args.world_size > 1 and not (args.exact_reduction or sharded):
             model = ddp.wrap(model, args)
@@ -118,6 +125,29 @@ class ModelMixin(TrainerBase):
             )
         if args.n_gpu > 1:
             args._n_gpu = 1
+
+    @property
+    def is_deepspeed_enabled(self) -> bool:
+        """Whether DeepSpeed trains."""
+        return self._zero is not None
+
+    @property
+    def deepspeed(self) -> Any:
+        """DeepSpeed's engine; None before training and without DeepSpeed."""
+        return None if self._zero is None else self._zero.engine
+
+    def _models_in_parts(self) -> AbstractContextManager[None]:
+        if self._zero is None:
+            return nullcontext()
+        from trainer.distributed import deepspeed_engine
+
+        return deepspeed_engine.models_in_parts(self)
+
+    def _drop_engine(self) -> None:
+        if self._zero is not None and self._zero.engine is not None:
+            from trainer.distributed import deepspeed_engine
+
+            deepspeed_engine.drop(self._zero)
 
     def _place_model(self) -> None:
         refuse_tensor_parallel(self.model)

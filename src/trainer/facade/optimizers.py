@@ -104,8 +104,8 @@ class OptimizerMixin(TrainerBase):
         return decay_parameter_names(modeling.unwrap(model))
 
     def get_num_trainable_parameters(self) -> int:
-        """Count the numbers in parameters with ``requires_grad``."""
-        return sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        """Count the numbers in parameters with ``requires_grad``, those on other processes included."""
+        return sum(modeling.numel(p) for p in self.model.parameters() if p.requires_grad)
 
     def _existing_optimizer(self) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -159,6 +159,12 @@ class OptimizerMixin(TrainerBase):
 
         At its end the model has the weights that are to be evaluated and saved.
         """
+        if self._zero is not None:  # the engine has the only weights
+            from trainer.distributed import deepspeed_engine
+
+            with deepspeed_engine.as_launched(self):
+                yield
+            return
         adopted = self._adopt_optimizer()
         self._switch_optimizer("train")
         with adopted.updating():
@@ -178,6 +184,10 @@ class OptimizerMixin(TrainerBase):
         return self._adopted
 
     def _fresh_state(self, step: ts.Step | None) -> ts.TrainState:
+        if self._zero is not None:
+            from trainer.distributed import deepspeed_engine
+
+            return deepspeed_engine.state_of(self)
         model, pure = modeling.unwrap(self.model), self._adopt_optimizer().pure
         if step is None:
             return ts.init(model, pure, self.args.seed, copy=False)

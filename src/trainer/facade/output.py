@@ -75,16 +75,21 @@ class OutputMixin(TrainerBase):
         """Write weights, configuration, processor and ``training_args.json``.
 
         Checkpoints are written through this method, too, with ``_internal_call=True``. Of several
-        processes only those write that ``args.should_save`` names; all may call it, and with ``fsdp`` all
-        must: process 0 gathers the weights on its host and writes them, whatever ``state_dict_type`` says.
+        processes only those write that ``args.should_save`` names; all may call it, and with ``fsdp`` or
+        ``deepspeed`` all must: process 0 gathers the weights on its host and writes them, whatever
+        ``state_dict_type`` says. With ZeRO stage 3 that takes
+        ``stage3_gather_16bit_weights_on_model_save``; without it DeepSpeed's own checkpoint is written.
         """
+        folder = Path(output_dir or str(self.args.output_dir))
         tensors = self._gathered_model() if fsdp_plan.wanted(self.args) else None
-        if not self.args.should_save:
-            return
-        folder = output_dir or str(self.args.output_dir)
-        self._save(folder, state_dict=tensors)
-        if not _internal_call:  # a checkpoint brings its own
-            (Path(folder) / TRAINING_ARGS_NAME).write_text(self.args.to_json_string())
+        if self._zero is not None:
+            from trainer.distributed import deepspeed_state
+
+            deepspeed_state.save_model(self, folder)
+        elif self.args.should_save:
+            self._save(str(folder), state_dict=tensors)
+        if self.args.should_save and not _internal_call:  # a checkpoint brings its own
+            (folder / TRAINING_ARGS_NAME).write_text(self.args.to_json_string())
 
     def _save(
         self, output_dir: str | None = None, state_dict: Mapping[str, Tensor] | None = None

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -88,3 +89,10 @@ def report(folder: Path, found: Any) -> None:
     """Write what this process found."""
     rank = os.environ.get("RANK", "0")
     (folder / f"found-{rank}.json").write_text(json.dumps(found))
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
