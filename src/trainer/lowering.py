@@ -68,6 +68,8 @@ def _against_capture(trainer: Any, state: ts.TrainState) -> Iterator[str]:
         hook = getattr(trainer, name)  # replaced on the object, perhaps
         if getattr(hook, "__func__", None) is not getattr(LossMixin, name):
             yield f"{type(trainer).__name__} overrides {name}"
+    if trainer.callback_handler.listens("on_pre_optimizer_step"):
+        yield "a callback wants the clipped gradients (on_pre_optimizer_step)"
     if trainer._adopted.fused is not None:
         yield f"optim={args.optim!s} updates during the backward pass"
     if args.torch_empty_cache_steps is not None:

@@ -147,13 +147,13 @@ class _Sent:
         stacked = [torch.stack(column) for column in zip(*updates, strict=True)]
         # Copies into pageable memory would wait for the device.
         self._columns = [_on_host(column) for column in stacked]
-        cuda = [column for column in stacked if column.is_cuda]
-        self._copied = torch.cuda.current_stream(cuda[0].device).record_event() if cuda else None
+        devices = {column.device for column in stacked if column.is_cuda}
+        self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
 
     def arrived(self) -> tuple[Any, ...]:
         """Wait for the copies and return the columns as NumPy arrays."""
-        if self._copied is not None:
-            self._copied.synchronize()
+        for event in self._copied:
+            event.synchronize()
         return tuple(column.numpy() for column in self._columns)
 
 

@@ -37,9 +37,7 @@ class Records:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        with suppress(
-            Exception
-        ):  # a device that has failed has no numbers; that error is on its way
+        with suppress(Exception):  # a device that failed has no numbers; its error is on its way
             self.catch_up()
 
     def due(self, event: Event) -> None:
@@ -47,8 +45,10 @@ class Records:
         if self._meter.joins:  # several processes: losses and counts travel in one message
             loss = self._meter.read(self._run.state.step)
             self._trainer._counts_are_in = True
-            self._trainer.store_flos()
-            self._trainer._counts_are_in = False
+            try:
+                self._trainer.store_flos()
+            finally:
+                self._trainer._counts_are_in = False
             self._log(loss)
             return
         self._trainer.store_flos()

@@ -229,6 +229,7 @@ class Trainer(
             self.is_in_train = False
             if self._run is not None:
                 self._train_state, self._run = self._run.state, None
+            self._records = None  # which has the run, its graphs and their memory
             self._sync_buffers()
             for parameter in self.model.parameters():
                 parameter.grad = None  # those that were recorded would keep their graph's memory
@@ -245,7 +246,8 @@ class Trainer(
         before = copy.deepcopy(self.optimizer.state_dict()) if self.optimizer else None
 
         def attempt(size: int) -> TrainOutput:
-            self._run, self._train_batch_size = None, size
+            self._run = self._records = None
+            self._train_batch_size = size
             if before is None:
                 self.optimizer = self._adopted = None
             elif self.optimizer is not None:

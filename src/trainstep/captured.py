@@ -18,10 +18,11 @@ from trainstep import tree
 from trainstep.batches import split_batch
 from trainstep.errors import CaptureError
 from trainstep.grads import accumulate
+from trainstep.homes import Packed, copy, fits, on_device, pack, settled, unpack
 from trainstep.losses import Loss
 from trainstep.parallel import DataParallel
 from trainstep.stages import Inputs, Stages
-from trainstep.state import TrainState, consume
+from trainstep.state import TrainState, consume, parts
 from trainstep.step import Step
 from trainstep.types import Grads, Hyper, Metrics
 
@@ -38,7 +39,7 @@ class CapturedStep:
     parallel: DataParallel | None = None
     _pool: Any = field(default=None, init=False)
     _gradients: Inputs | None = field(default=None, init=False)
-    _updates: dict[int, tuple[tuple[Any, ...], Stages]] = field(factory=dict, init=False)
+    _updates: dict[Any, tuple[tuple[Any, ...], Stages]] = field(factory=dict, init=False)
     _home: TrainState | None = field(default=None, init=False)
     _rates: dict[str, Tensor] = field(factory=dict, init=False)
     _shown: dict[str, float] = field(factory=dict, init=False)
@@ -86,14 +87,14 @@ class CapturedStep:
             self._home = state
             return state
         assert self._home is not None
-        mine, spec = tree.flatten(_parts(self._home))
-        theirs, their_spec = tree.flatten(_parts(state))
-        if spec != their_spec or any(not _fits(a, b) for a, b in zip(mine, theirs, strict=True)):
+        mine, spec = tree.flatten(parts(self._home))
+        theirs, their_spec = tree.flatten(parts(state))
+        if spec != their_spec or any(not fits(a, b) for a, b in zip(mine, theirs, strict=True)):
             raise CaptureError(
                 "capture: this state has other tensors than the one that was recorded. Capture the step "
                 "anew for it: trainstep.capture(step)."
             )
-        _copy(mine, theirs)
+        copy(mine, theirs)
         home = self._home.evolve(step=state.step, key=state.key)
         consume(state)
         self._home = home
@@ -120,7 +121,7 @@ class CapturedStep:
         def body(given: Hyper, key: Any) -> tuple[TrainState | None, Packed]:
             result, metrics = self.step.update(state.evolve(), loss, grads, given, key)
             packed = pack(metrics)  # before the tensors are overwritten that some of them are
-            return (None if _settled(state, result) else result), packed
+            return (None if settled(state, result) else result), packed
 
         if stages is None:
             elsewhere, packed = body(hyper, key)
@@ -149,11 +150,12 @@ class CapturedStep:
             self._met[id(first)] = first
             return None
         read = (first, loss.total, loss.weight, *(loss.buffers or {}).values())
-        known = self._updates.get(id(first))
+        which = (id(first), *hyper)  # a recording reads the rates that there were, and no others
+        known = self._updates.get(which)
         if known is None:
             while len(self._updates) > self.limit:
                 self._updates.pop(next(iter(self._updates)))
-            known = self._updates[id(first)] = (read, Stages(device, self.pool))
+            known = self._updates[which] = (read, Stages(device, self.pool))
         before, stages = known
         if len(before) == len(read) and all(a is b for a, b in zip(before, read, strict=True)):
             return stages
@@ -173,19 +175,16 @@ class CapturedStep:
         gradients = self._gradients is not None and self._gradients.recorded
         return gradients or any(s.recording is not None for _, s in self._updates.values())
 
-    def _place(self, hyper: Hyper, device: torch.device) -> dict[str, Any]:
+    def _place(self, hyper: Hyper, device: torch.device) -> dict[str, Tensor]:
         """Put the rates where recorded kernels read them."""
-        placed: dict[str, Any] = {}
+        placed: dict[str, Tensor] = {}
         for name, value in hyper.items():
-            if not isinstance(value, float):
-                placed[name] = value
-                continue
             if name not in self._rates:
                 self._rates[name] = torch.zeros((), dtype=torch.float32, device=device)
                 self._shown[name] = 0.0
             if self._shown[name] != value:
                 self._rates[name].fill_(value)
-                self._shown[name] = value
+                self._shown[name] = float(value)
             placed[name] = self._rates[name]
         return placed
 
@@ -202,64 +201,3 @@ class CapturedStep:
             order=step.order,
             scale=step.loss_scale(state),
         )
-
-
-Packed = tuple[list[tuple[list[str], Tensor]], Metrics]
-"""Metrics on the device, stacked by dtype under their names, and those on the host."""
-
-
-def pack(metrics: Metrics) -> Packed:
-    """Stack metrics, so that one copy takes them out of the tensors that the next replay overwrites."""
-    runs: dict[torch.dtype, list[str]] = {}
-    for name, value in metrics.items():
-        if value.is_cuda:
-            runs.setdefault(value.dtype, []).append(name)
-    stacks = [(names, torch.stack([metrics[n] for n in names])) for names in runs.values()]
-    return stacks, {name: value for name, value in metrics.items() if not value.is_cuda}
-
-
-def unpack(packed: Packed) -> Metrics:
-    stacks, metrics = packed
-    metrics = dict(metrics)
-    for names, values in stacks:
-        metrics.update(zip(names, values.clone().unbind(), strict=True))
-    return metrics
-
-
-def _settled(home: TrainState, result: TrainState) -> bool:
-    """Write ``result`` into the tensors of ``home``; False, and nothing done, where it does not fit.
-
-    It does not fit in the first step at most, in which transforms and guards begin to remember.
-    """
-    mine, spec = tree.flatten(_parts(home))
-    theirs, their_spec = tree.flatten(_parts(result))
-    if spec != their_spec or not all(map(_fits, mine, theirs)):
-        return False
-    _copy(mine, theirs)
-    return True
-
-
-def _parts(state: TrainState) -> tuple[Any, ...]:
-    return state.params, state.buffers, state.opt_state, state.extras
-
-
-def _fits(mine: Any, other: Any) -> bool:
-    if not isinstance(mine, Tensor) or not isinstance(other, Tensor):
-        return bool(type(mine) is type(other) and mine == other)
-    return mine.shape == other.shape and mine.dtype == other.dtype and mine.device == other.device
-
-
-def _copy(mine: list[Any], others: list[Any]) -> None:
-    with torch.no_grad():
-        for target, source in zip(mine, others, strict=True):
-            if isinstance(target, Tensor) and target.data_ptr() != source.data_ptr():
-                target.copy_(source)
-
-
-def on_device(batch: Any, device: torch.device) -> Any:
-    def place(leaf: Any) -> Any:
-        if isinstance(leaf, Tensor) and leaf.device != device:
-            return leaf.to(device, non_blocking=True)
-        return leaf
-
-    return tree.map(place, batch)

@@ -5,7 +5,10 @@ from typing import Any
 from attrs import define
 
 from trainstep import tree
-from trainstep.captured import CapturedStep, on_device, pack, unpack
+from trainstep.captured import CapturedStep
+from trainstep.errors import CaptureError
+from trainstep.graphs import DRAWN_ON_HOST
+from trainstep.homes import on_device, pack, unpack
 from trainstep.stages import Inputs
 from trainstep.state import TrainState, consume
 from trainstep.types import Metrics
@@ -22,6 +25,8 @@ class CapturedWhole(CapturedStep):
         if device.type != "cuda":
             return self.step(state, batch)
         assert isinstance(self.step, WholeStep)
+        if self.step.draws_on_host:  # said before anything is done
+            raise CaptureError(DRAWN_ON_HOST)
         step, home = self.step, self.at_home(state)
         complete = home.evolve(extras=step.memory(home))
         hyper = step.hyper(home.step)
@@ -31,8 +36,8 @@ class CapturedWhole(CapturedStep):
         rates = self._place(hyper, device)
         batch = batch if type(batch) is dict else tree.plain(batch)
         packed = self._gradients(
-            lambda inputs, key: pack(step.work(complete, on_device(inputs, device), rates, key)),
-            batch,
+            lambda inputs, key: pack(step.work(complete, on_device(inputs[0], device), rates, key)),
+            (batch, tuple(hyper)),  # a recording reads the rates that there were, and no others
             step.loss_key(home),
         )
         self._home = complete.evolve(step=home.step + 1)

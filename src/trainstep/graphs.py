@@ -24,6 +24,10 @@ from trainstep.rng import Key, SlotKey
 Fn = Callable[[Any], Any]
 """Takes the key that it draws from, and returns a pytree of tensors."""
 
+DRAWN_ON_HOST = (
+    "random numbers are drawn on the CPU, where a recorded step would never draw again. Draw them on the GPU, or "
+    "do not capture the step."
+)
 _OURS = (torch.__path__[0], __file__.removesuffix("graphs.py"))
 
 
@@ -84,10 +88,7 @@ def rehearse(fn: Fn, root: Key, device: torch.device) -> tuple[Any, list[tuple[i
                 "capture the step."
             ) from error
         if drawn():
-            raise CaptureError(
-                "random numbers are drawn on the CPU, where a recorded step would never draw again. Draw "
-                "them on the GPU, or do not capture the step."
-            )
+            raise CaptureError(DRAWN_ON_HOST)
     if copied() and any(slot.get_offset() for _, slot in slots):
         raise CaptureError(
             "the state of the GPU's generator is copied and put back, as gradient checkpointing does to "

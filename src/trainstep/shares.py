@@ -26,8 +26,8 @@ def parts(sums: Sums, *, paired: bool = False) -> dict[str, Any]:
     if not isinstance(weight, torch.Tensor):
         weight = float(weight)  # not an integer on one rank and a float on another
         if paired and total.dtype in (torch.float32, torch.float64):
-            pair = torch.tensor(divmod(weight, _HIGH), dtype=total.dtype)
-            weight = pair.to(total.device, non_blocking=True)
+            # Made on the device: a recording could not hold a copy of the host's memory.
+            weight = torch.stack([total.new_full((), part) for part in divmod(weight, _HIGH)])
     return {"grads": grads, "total": total, "weight": weight, "aux": sums.aux}
 
 

@@ -4,11 +4,13 @@ import warnings
 from collections.abc import Callable, Hashable
 from typing import Any
 
+import numpy as np
 import torch
 from attrs import define, field
 from torch import Tensor
 
 from trainstep import tree
+from trainstep.errors import CaptureError
 from trainstep.graphs import Recording, record, rehearse
 from trainstep.rng import Key
 
@@ -73,13 +75,13 @@ class Inputs:
     def __call__(self, fn: Callable[[Any, Any], Any], batch: Any, root: Key) -> Any:
         """Run ``fn(batch, root)``; its outputs may be overwritten by the next call."""
         leaves: list[Any] = []
-        signature = _signature(batch, leaves)
-        stages = self._stages.get(signature)
+        key = signature(batch, leaves)
+        stages = self._stages.get(key)
         if stages is None:
             if len(self._stages) >= self.limit:
                 self._warn(leaves)
                 return fn(batch, root)
-            stages = self._stages[signature] = Stages(self.device, self.pool)
+            stages = self._stages[key] = Stages(self.device, self.pool)
         if not stages.static:
             return stages(lambda key: fn(batch, key), root)
         if not stages.inputs:
@@ -104,21 +106,29 @@ class Inputs:
             )
 
 
-def _signature(value: Any, tensors: list[Tensor]) -> Hashable:
+def signature(value: Any, tensors: list[Tensor]) -> Hashable:
     """Describe the structure and shapes of a batch, and append its tensors to ``tensors`` in tree order.
 
     Written out, because it runs in every step, and the pytree's own takes five times as long.
+
+    Raises:
+        CaptureError: for NumPy arrays, whose numbers would be taken for part of the step.
     """
     if isinstance(value, Tensor):
         tensors.append(value)
         return value.shape, value.dtype
     if type(value) is dict:
-        return tuple([(name, _signature(part, tensors)) for name, part in value.items()])
+        return tuple([(name, signature(part, tensors)) for name, part in value.items()])
     if type(value) in (list, tuple):
-        return type(value), tuple([_signature(part, tensors) for part in value])
+        return type(value), tuple([signature(part, tensors) for part in value])
     if value is None or isinstance(value, bool | int | float | str):
         return type(value), value
+    if isinstance(value, np.ndarray):
+        raise CaptureError(
+            f"the batch holds a NumPy array of shape {value.shape}, which a step that is recorded or "
+            "compiled as a whole would not read again. Make it a tensor."
+        )
     leaves, spec = tree.flatten(value)
     if len(leaves) == 1 and leaves[0] is value:
         return repr(value)
-    return spec, tuple([_signature(leaf, tensors) for leaf in leaves])
+    return spec, tuple([signature(leaf, tensors) for leaf in leaves])

@@ -83,6 +83,11 @@ def consume(state: TrainState) -> None:
     object.__setattr__(state, "__class__", ConsumedState)
 
 
+def parts(state: TrainState) -> tuple[Any, ...]:
+    """Return what of a state holds tensors: parameters, buffers, optimizer state, extras."""
+    return state.params, state.buffers, state.opt_state, state.extras
+
+
 def _split(state: TrainState) -> tuple[list[Any], Any]:
     children = [state.params, state.buffers, state.opt_state, state.extras]
     return children, (state.step, state.key)

@@ -22,7 +22,8 @@ from trainstep.grads import accumulate
 from trainstep.graphs import generators_watched
 from trainstep.losses import ModuleLoss
 from trainstep.rng import TracedKey
-from trainstep.state import TrainState, consume
+from trainstep.stages import signature
+from trainstep.state import TrainState, consume, parts
 from trainstep.step import Step
 from trainstep.types import Hyper, Metrics
 
@@ -63,17 +64,20 @@ class WholeStep(Step):
             rates: hyperparameters as tensors on that device.
             key: of the loss.
         """
-        leaves, spec = tree.flatten((_parts(state), batch, rates))
+        leaves, spec = tree.flatten((parts(state), batch, rates))
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        others = tuple(repr(leaf) for leaf in leaves if not isinstance(leaf, Tensor))
         shapes = tuple((t.shape, t.dtype, t.device, t.stride()) for t in tensors)
-        signature = (spec, others, shapes)
-        program = self._programs.get(signature)
+        which = (spec, signature(batch, []), shapes)
+        program = self._programs.get(which)
         if program is None:
-            program = Program.trace(self, state, leaves, spec)
-            self._programs[signature] = program
+            program = self._programs[which] = Program.trace(self, state, leaves, spec)
         with torch.no_grad(), rng.seeded(key.fold_in(0), {t.device for t in tensors}):
             return program(tensors)
+
+    @property
+    def draws_on_host(self) -> bool:
+        """Whether it is known of any shape of batch that random numbers are drawn on the CPU."""
+        return any(program.draws_on_host for program in self._programs.values())
 
     def with_rate(self, metrics: Metrics, hyper: Hyper) -> Metrics:
         """Return the metrics with the rate as the host knows it, in float64."""
@@ -136,10 +140,12 @@ class Program:
     Attributes:
         run: takes the tensors as a list, changes those of the state, and returns those of the metrics.
         names: of the metrics.
+        draws_on_host: whether random numbers are drawn on the CPU.
     """
 
     run: Callable[..., Any]
     names: tuple[str, ...]
+    draws_on_host: bool
 
     def __call__(self, tensors: list[Tensor]) -> Metrics:
         return dict(zip(self.names, self.run(*tensors), strict=True))
@@ -154,8 +160,8 @@ class Program:
         def body(*tensors: Tensor) -> tuple[Tensor, ...]:
             given = iter(tensors)
             filled = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-            parts, batch, rates = tree.unflatten(filled, spec)
-            metrics = _update(step, _with_parts(state, parts), batch, rates)
+            own, batch, rates = tree.unflatten(filled, spec)
+            metrics = _update(step, _with_parts(state, own), batch, rates)
             names[:] = metrics
             return tuple(metrics.values())
 
@@ -165,23 +171,32 @@ class Program:
         seeded = rng.seeded(rng.key(0), {t.device for t in tensors})
         with torch.enable_grad(), seeded, generators_watched(torch) as copied:
             traced = make_fx(body, table, **options)(*tensors)
-        if copied() and any(_draws(node) for node in traced.graph.nodes):
+        draws = [node for node in traced.graph.nodes if _draws(node)]
+        if copied() and draws:
             raise CaptureError(
                 "compile: the state of a generator is copied and put back, as gradient checkpointing does "
                 "to draw the same dropout twice; a whole step that is compiled would draw another one. Use "
                 "no dropout where layers run again, or leave whole=True out."
             )
+        on_host = any(_device(node) == "cpu" for node in draws)
         if step.backend == "eager":
-            return cls(traced, tuple(names))
+            return cls(traced, tuple(names), on_host)
         from torch import _inductor
 
         with torch.no_grad():
             compiled = _inductor.compile(traced, [*tensors], options=_OPTIONS)
-        return cls(compiled, tuple(names))
+        return cls(compiled, tuple(names), on_host)
 
 
 def _draws(node: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _device(node: Any) -> str:
+    """Return the type of the device that an operation's first result is on."""
+    made = node.meta["val"]
+    made = made[0] if isinstance(made, list | tuple) else made
+    return str(made.device.type)
 
 
 def _update(step: Step, state: TrainState, batch: Any, rates: Hyper) -> Metrics:
@@ -198,8 +213,8 @@ def _update(step: Step, state: TrainState, batch: Any, rates: Hyper) -> Metrics:
     donated = evolve(step, donates=True)
     before, key = state.evolve(), TracedKey()
     result, metrics = Step.update(donated, state, loss, grads, rates, key)  # type: ignore[arg-type]
-    old, spec = tree.flatten(_parts(before))
-    new, new_spec = tree.flatten(_parts(result))
+    old, spec = tree.flatten(parts(before))
+    new, new_spec = tree.flatten(parts(result))
     if spec != new_spec:
         raise ValueError(
             "compile: whole=True needs a state that holds all its parts from the beginning: make it with "
@@ -230,10 +245,6 @@ def _rates(hyper: Hyper, device: torch.device) -> dict[str, Tensor]:
     return {n: torch.full((), float(v), dtype=dtype, device=device) for n, v in hyper.items()}
 
 
-def _parts(state: TrainState) -> tuple[Any, ...]:
-    return state.params, state.buffers, state.opt_state, state.extras
-
-
-def _with_parts(state: TrainState, parts: tuple[Any, ...]) -> TrainState:
-    params, buffers, opt_state, extras = parts
+def _with_parts(state: TrainState, given: tuple[Any, ...]) -> TrainState:
+    params, buffers, opt_state, extras = given
     return state.evolve(params=params, buffers=buffers, opt_state=opt_state, extras=extras)

@@ -1,5 +1,7 @@
 """Records that come a step late, so that nobody waits for the device, are those that came in time."""
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,18 @@ def test_an_overridden_log_is_called_in_time(late: list[tuple[int, int]], tmp_pa
     trainer = make_trainer(tmp_path, scored("dropout"), make=Logging, max_steps=4, logging_steps=2)
     trainer.train()
     assert late == [(2, 2), (4, 4)]
+
+
+def test_nothing_of_a_training_is_kept_when_it_is_over(tmp_path: Path) -> None:
+    class Watching(TrainerCallback):
+        def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            self.engine = weakref.ref(trainer._run.engine)
+
+    watching = Watching()
+    trainer = make_trainer(tmp_path, callbacks=[watching])
+    trainer.train()
+    gc.collect()
+    assert watching.engine() is None
 
 
 def test_an_error_loses_no_record(late: list[tuple[int, int]], tmp_path: Path) -> None:

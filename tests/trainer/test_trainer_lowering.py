@@ -44,7 +44,12 @@ def test_why_there_are_no_graphs_is_said_once(tmp_path: Path, caplog: Any) -> No
         def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
             return super().compute_loss(*args, **kwargs)
 
-    trainer = make_trainer(tmp_path, make=Own, capture="off", log_level="info")
+    class Clipped(TrainerCallback):
+        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+    options: dict[str, Any] = {"capture": "off", "log_level": "info"}
+    trainer = make_trainer(tmp_path, make=Own, callbacks=[Clipped()], **options)
     trainer._prepare_inputs = lambda inputs: inputs
     with caplog.at_level(logging.INFO, logger="trainer"):
         trainer.train()
@@ -52,7 +57,8 @@ def test_why_there_are_no_graphs_is_said_once(tmp_path: Path, caplog: Any) -> No
     (message,) = (r.message for r in caplog.records if "CUDA graphs" in r.message)
     assert message == (
         'Steps are eager, without CUDA graphs: capture="off"; the device is cpu; Own overrides '
-        "compute_loss; Own overrides _prepare_inputs."
+        "compute_loss; Own overrides _prepare_inputs; a callback wants the clipped gradients "
+        "(on_pre_optimizer_step)."
     )
 
 

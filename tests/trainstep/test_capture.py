@@ -106,6 +106,17 @@ class TestOnTheGPU:
         step = ts.make_step(ts.module_loss(module, models.mean_loss), ts.optim.adamw())
         assert graphs(same(step, step.init(module))) == (1, 1)
 
+    def test_rates_that_are_whole_numbers_at_first_are_read_anew(self) -> None:
+        same(*make(schedule=lambda step: 1 if step < 6 else 0.1))
+
+    def test_rates_of_groups_that_part_and_meet_again(self) -> None:
+        def rates(step: int) -> dict[str, float]:
+            return {"lr": 0.1, **({"b/lr": 0.01 * step} if 4 <= step < 8 else {})}
+
+        parts = {"b": ts.optim.adam(), "w": ts.optim.adamw()}
+        optimizer = ts.optim.partition({"bias": "b", ".*": "w"}, parts)
+        same(*make(optimizer=optimizer, schedule=rates), count=14)
+
     @pytest.mark.parametrize("microbatches", [2, 3])
     @pytest.mark.parametrize("order", ["sequential", "tree"])
     def test_micro_batches_are_inside(self, microbatches: int, order: Any) -> None:

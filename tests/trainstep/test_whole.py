@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -210,6 +211,27 @@ def test_hyperparameters_other_than_rates_are_refused() -> None:
         ts.compile(step, whole=True, backend="eager")(state, models.batch())
 
 
+def test_arrays_are_refused_and_settings_may_vary() -> None:
+    step, state = make()
+    whole = ts.compile(step, whole=True, backend="eager")
+    batch = models.batch()
+    with pytest.raises(ts.CaptureError, match=r"NumPy array of shape \(3,\).*Make it a tensor"):
+        whole(state, {**batch, "more": np.arange(3)})
+    for name in ("a", "b", "a"):  # part of what is written down
+        whole(state, {**batch, "name": name})
+    assert isinstance(whole, WholeStep)
+    assert len(whole._programs) == 2
+
+
+def test_where_random_numbers_are_drawn_is_known() -> None:
+    for name, expected in (("mlp", False), ("dropout", True)):
+        step, state = make(name)
+        whole = ts.compile(step, whole=True, backend="eager")
+        assert isinstance(whole, WholeStep)
+        whole(state, models.batch())
+        assert whole.draws_on_host == expected  # the module is on the CPU
+
+
 def test_keys_that_are_read_are_refused() -> None:
     def loss(params: Any, buffers: Any, batch: Any, key: Any) -> ts.Loss:
         noise = torch.rand((), generator=ts.rng.generator(key))
@@ -237,6 +259,20 @@ class TestOnTheGPU:
         assert captured._gradients.recorded
         assert ts.diff(metrics, expected) == []
         assert ts.diff(mine, theirs) == []
+
+    def test_draws_on_the_host_are_refused_before_anything_is_done(self) -> None:
+        def loss(params: Any, buffers: Any, batch: Any, key: Any) -> ts.Loss:
+            return ts.Loss((params["w"] * batch["x"]).sum() * torch.rand(()).to("cuda"))
+
+        step = ts.make_step(loss, ts.optim.adamw())
+        state = step.init({"w": torch.ones(2, device="cuda")})
+        captured = ts.capture(ts.compile(step, whole=True, backend="eager"))
+        batch = {"x": torch.ones(2, device="cuda")}
+        state, _ = captured(state, batch)
+        before = ts.digest(state)
+        with pytest.raises(ts.CaptureError, match="drawn on the CPU"):
+            captured(state, batch)
+        assert ts.digest(state) == before
 
     def test_a_state_that_was_kept_goes_on_in_the_graph(self) -> None:
         step, state = make(device="cuda")

@@ -60,8 +60,8 @@ class TrainerCallback:
     ) -> TrainerControl | None:
         """Run after gradients were clipped and before the optimizer applies them.
 
-        They are in the parameters' ``.grad`` and may be changed. (Where steps are recorded in CUDA graphs
-        they are shown before clipping, and only changes in place count.)
+        They are in the parameters' ``.grad`` and may be changed or replaced. Steps are not recorded in CUDA
+        graphs where a callback has this event.
         """
 
     def on_optimizer_step(
