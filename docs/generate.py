@@ -14,7 +14,13 @@ PAGES = Path(__file__).parent / "api"
 
 # Page -> the modules on it. Names that several modules export appear where they are defined.
 MODULES = {
-    "step": ["trainstep.step", "trainstep.evaluate", "trainstep.batches", "trainstep.lowering"],
+    "step": [
+        "trainstep.step",
+        "trainstep.initial",
+        "trainstep.evaluate",
+        "trainstep.batches",
+        "trainstep.lowering",
+    ],
     "state": ["trainstep.state", "trainstep.transfer", "trainstep.serialize", "trainstep.tree"],
     "model": [
         "trainstep.model",

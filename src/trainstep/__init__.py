@@ -26,6 +26,7 @@ from trainstep.grads import accumulate as accumulate
 from trainstep.grads import sum_gradients as sum_gradients
 from trainstep.grads import value_and_grad as value_and_grad
 from trainstep.guards import Guard as Guard
+from trainstep.initial import init as init
 from trainstep.losses import Loss as Loss
 from trainstep.losses import module_loss as module_loss
 from trainstep.lowering import capture as capture
@@ -45,7 +46,6 @@ from trainstep.spikes import SpikeGuard as SpikeGuard
 from trainstep.spikes import spike_guard as spike_guard
 from trainstep.state import TrainState as TrainState
 from trainstep.step import Step as Step
-from trainstep.step import init as init
 from trainstep.step import make_step as make_step
 from trainstep.sums import Sums as Sums
 from trainstep.transfer import load_into as load_into

@@ -25,8 +25,8 @@ Fn = Callable[[Any], Any]
 """Takes the key that it draws from, and returns a pytree of tensors."""
 
 DRAWN_ON_HOST = (
-    "random numbers are drawn on the CPU, where a recorded step would never draw again. Draw them on the GPU, or "
-    "do not capture the step."
+    "random numbers are drawn on the CPU, where a recorded step would never draw again. Draw them on the "
+    "GPU, or do not capture the step."
 )
 _OURS = (torch.__path__[0], __file__.removesuffix("graphs.py"))
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trainstep.grads import check_order
 from trainstep.optim.base import Optimizer
 from trainstep.transforms import Transform
 
@@ -33,6 +34,37 @@ def check_parts(optimizer: Any, schedule: Any, transforms: tuple[Any, ...]) -> N
             hint = "see trainstep.transforms"
         raise TypeError(
             f"make_step: transforms[{place}] must be a Transform, got {_kind(transform)}; {hint}"
+        )
+
+
+def check_choices(microbatches: Any, on_nonfinite: Any, order: Any, *, scales: bool) -> None:
+    """Check the choices that ``make_step`` was given.
+
+    Raises:
+        ValueError: naming the first that does not exist, or contradicts a loss scale.
+    """
+    if not (microbatches == "iter" or (isinstance(microbatches, int) and microbatches >= 1)):
+        raise ValueError(
+            f'make_step: microbatches must be an int of at least 1, or "iter"; got {microbatches!r}'
+        )
+    if on_nonfinite not in ("ignore", "skip", "raise"):
+        raise ValueError(
+            f'make_step: on_nonfinite must be "ignore", "skip" or "raise"; got {on_nonfinite!r}'
+        )
+    check_order("make_step", order)
+    if scales and on_nonfinite == "raise":
+        raise ValueError(
+            'make_step: on_nonfinite="raise" would stop at the first overflow, which loss_scale skips '
+            'and learns from; use "ignore" or "skip" with it'
+        )
+
+
+def check_names(names: list[str]) -> None:
+    """Raise ValueError unless guards can keep their memory under these names."""
+    if len({*names, "transforms", "skipped"}) != len(names) + 2:
+        raise ValueError(
+            'make_step: guards need names that differ from each other and from "transforms" and '
+            f'"skipped", because they name their memory in state.extras; got {", ".join(names)}'
         )
 
 

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 
 from trainstep import tree
 from trainstep.batches import split_batch
-from trainstep.grads import Order, accumulate, check_order
+from trainstep.grads import Order, accumulate
 from trainstep.guards import Guard, finite, judge, require_finite, scale_, skip_unless
+from trainstep.initial import init
 from trainstep.losses import Loss, check_aux
-from trainstep.model import Functional
 from trainstep.optim.base import Optimizer
-from trainstep.parts import check_parts
+from trainstep.parts import check_choices, check_names, check_parts
 from trainstep.pending import Pending
 from trainstep.rng import Key
-from trainstep.rng import key as make_key
 from trainstep.scaling import DynamicScale
 from trainstep.state import TrainState, consume
 from trainstep.transforms import Context, Transform
@@ -266,27 +265,9 @@ def make_step(
     """
     parts = tuple(transforms) if isinstance(transforms, Iterable) else (transforms,)
     check_parts(optimizer, schedule, parts)
-    if not (microbatches == "iter" or (isinstance(microbatches, int) and microbatches >= 1)):
-        raise ValueError(
-            f'make_step: microbatches must be an int of at least 1, or "iter"; got {microbatches!r}'
-        )
-    if on_nonfinite not in ("ignore", "skip", "raise"):
-        raise ValueError(
-            f'make_step: on_nonfinite must be "ignore", "skip" or "raise"; got {on_nonfinite!r}'
-        )
-    check_order("make_step", order)
-    if loss_scale is not None and on_nonfinite == "raise":
-        raise ValueError(
-            'make_step: on_nonfinite="raise" would stop at the first overflow, which loss_scale skips '
-            'and learns from; use "ignore" or "skip" with it'
-        )
     watching = tuple(guards) if loss_scale is None else (loss_scale, *guards)
-    names = [guard.name for guard in watching]
-    if len({*names, "transforms", "skipped"}) != len(names) + 2:
-        raise ValueError(
-            'make_step: guards need names that differ from each other and from "transforms" and '
-            f'"skipped", because they name their memory in state.extras; got {", ".join(names)}'
-        )
+    check_choices(microbatches, on_nonfinite, order, scales=loss_scale is not None)
+    check_names([guard.name for guard in watching])
     return Step(
         loss_fn,
         optimizer,
@@ -297,28 +278,3 @@ def make_step(
         guards=watching,
         order=order,
     )
-
-
-def init(
-    model: nn.Module | Params, optimizer: Optimizer, seed: int = 0, *, copy: bool = True
-) -> TrainState:
-    """Return the state at step 0.
-
-    Args:
-        model: a module, or a dict of tensors to train.
-        optimizer: the one that the step will use.
-        seed: root of all randomness in training; the parameters are taken as they are.
-        copy: copy the tensors; with False the state shares them with the module.
-
-    Raises:
-        ValueError: if there is nothing to train.
-    """
-    if isinstance(model, nn.Module):
-        call = Functional(model)
-        params, buffers = call.params(copy=copy), call.buffers(copy=copy)
-    else:
-        params = {n: p.detach().clone() if copy else p.detach() for n, p in model.items()}
-        buffers = {}
-    if not params:
-        raise ValueError("init: the model has no parameter with requires_grad=True to train")
-    return TrainState(0, params, buffers, optimizer.init(params), make_key(seed))
