@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,13 +15,14 @@ from numpy.testing import assert_allclose
 from safetensors.torch import load_file
 
 from support.processes import ROOT, python
-from support.ranks.launch import free_port, launch
+from support.ranks.launch import TORCHRUN, free_port, launch
 from support.shell import scored
 from trainer import checkpoint
+from trainer.cli.reading import glance
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("deepspeed") is None,
-    reason="DeepSpeed is not installed: pip install --no-build-isolation 'trainstep[deepspeed]'",
+    reason="DeepSpeed is not installed; docs/distributed.md says how",
 )
 
 FULL_PRECISION = ("stage 1", "stage 2", "stage 3", "their optimizer", "offload")
@@ -115,6 +118,7 @@ def test_what_is_on_the_disk(two: list[Any], folder: Path) -> None:
         assert {"latest", "zero_to_fp32.py", "train_state.json"} <= files
     assert (gathered / "model.safetensors").is_file()
     assert not (parts / "model.safetensors").exists()
+    assert (glance(parts).format, glance(parts).digest) == ("deepspeed", None)
     # ``save_model`` with stage 3: one file if it may gather, else DeepSpeed's files and its script.
     model = scored("dropout")
     for kind in ("2", "theirs"):
@@ -190,6 +194,28 @@ def test_accelerates_configuration(two: list[Any], tmp_path: Path) -> None:
         assert found["launched"]["stage"] == 2
         assert found["launched"]["loss"] == two[0]["trained"]["stage 2"]["loss"]
         assert found["launched"]["unwrapped"]
+
+
+def test_the_script_of_the_page(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "distributed.md").read_text()
+    (script,) = re.findall(r"```python\n(# zero.py\n.*?)```", page, flags=re.DOTALL)
+    blocks = re.findall(r"```console\n(.*?)```", page, flags=re.DOTALL)
+    assert "torchrun --nproc_per_node=2 zero.py\npython zero.py\n" in blocks
+    (tmp_path / "zero.py").write_text(script)
+    environment = {name: value for name, value in os.environ.items() if "RANK" not in name}
+    environment |= {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    losses = {}
+    for size, launcher in ((2, [*TORCHRUN, "--nproc_per_node=2"]), (1, [])):
+        command = [sys.executable, *launcher, "zero.py"]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=400
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        (line,) = (one for one in done.stdout.splitlines() if " processes: " in one)
+        assert line.startswith(f"{size} processes: ")
+        losses[size] = float(line.split()[-1])
+    assert 0 < losses[2] < 1.4  # below the logarithm of 4 classes
+    assert 0 < losses[1] < 1.4
 
 
 _AUTO = dict.fromkeys(
