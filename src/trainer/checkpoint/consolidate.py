@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from trainer.checkpoint import io
 from trainer.checkpoint.errors import CheckpointError
 from trainer.checkpoint.layout import (
     ARGUMENTS,
+    DEEPSPEED,
     MANIFEST,
     OPTIMIZER,
     TRAIN_STATE,
@@ -20,11 +20,14 @@ from trainer.checkpoint.layout import (
     host_rng_rank,
 )
 from trainer.checkpoint.pieces import is_state_file
-from trainer.checkpoint.reader import open_lazily
+from trainer.checkpoint.reader import Loaded, open_lazily
 from trainer.checkpoint.source import Source
 from trainer.checkpoint.tensors import Spec, storable, write_stream
 
 MODEL = "model.safetensors"
+
+# What DeepSpeed's engine writes beside the folder that its tag names.
+_OF_DEEPSPEED = frozenset({"latest", "zero_to_fp32.py", "zero_to_torch.py"})
 
 # What belongs to the training rather than to the model.
 _OF_TRAINING = frozenset({ARGUMENTS, MANIFEST, OPTIMIZER, TRAIN_STATE, TRAINER_STATE, WEIGHTS})
@@ -44,26 +47,35 @@ def consolidate(
             the checkpoint, whose folder ``from_pretrained`` then takes.
 
     Raises:
-        CheckpointError: if the checkpoint is damaged, or not in pieces and without a model's file, or the
-            disk refuses.
+        CheckpointError: if the checkpoint is damaged, or neither in pieces nor with a model's file (then
+            nothing is written); or if the disk refuses.
     """
     folder = Path(checkpoint)
     target = folder if out is None else Path(out)
     found = open_lazily(folder)
+    in_pieces = found.source is not None and bool(found.source.model)
+    if not in_pieces and MODEL not in found.manifest.files:
+        raise CheckpointError(f"{folder}: {_nothing(found)}")
     try:
         target.mkdir(parents=True, exist_ok=True)
         if target.resolve() != folder.resolve():
-            _copy_beside(folder, target, found.manifest.files)
-        if found.source is not None and found.source.model:
+            _copy_beside(found, target)
+        if in_pieces:
+            assert found.source is not None
             _write_model(found.source, target / MODEL)
-        elif not (target / MODEL).exists():
-            raise CheckpointError(
-                f"{folder}: its tensors are not in pieces, and it has no {MODEL}: there is nothing to put "
-                "together. Copy the files that its model wrote"
-            )
     except OSError as error:
         raise CheckpointError(f"{target}: {MODEL} could not be written: {error}") from error
     return target / MODEL
+
+
+def _nothing(found: Loaded) -> str:
+    """Say why there is nothing to put together."""
+    if DEEPSPEED in found.position:
+        return "the weights are in DeepSpeed's own files. Run the zero_to_fp32.py in it to make model files"
+    return (
+        f"its tensors are not in pieces, and it has no {MODEL}: there is nothing to put together. Copy the "
+        "files that its model wrote"
+    )
 
 
 def _write_model(source: Source, path: Path) -> None:
@@ -91,9 +103,11 @@ def _write_model(source: Source, path: Path) -> None:
         raise
 
 
-def _copy_beside(folder: Path, target: Path, files: Mapping[str, object]) -> None:
-    for name in files:
+def _copy_beside(found: Loaded, target: Path) -> None:
+    engine = found.position.get(DEEPSPEED)
+    for name in found.manifest.files:
         of_training = name in _OF_TRAINING or is_state_file(name) or host_rng_rank(name) is not None
-        if not of_training:
+        of_engine = engine and (name in _OF_DEEPSPEED or name.startswith(f"{engine['tag']}/"))
+        if not (of_training or of_engine):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(folder / name, target / name)
+            shutil.copyfile(found.path / name, target / name)

@@ -21,6 +21,8 @@ TRAIN_STATE = "train_state.json"
 TRAINER_STATE = "trainer_state.json"
 ARGUMENTS = "training_args.json"
 MANIFEST = "manifest.json"
+DEEPSPEED = "deepspeed"
+"""Key in a checkpoint's position if DeepSpeed saved the state, with what the engine needs to go on."""
 
 PREFIX_CHECKPOINT_DIR = "checkpoint"
 

@@ -10,13 +10,26 @@ from attrs import frozen
 
 from trainer import digest_log
 from trainer.checkpoint import CheckpointError, Manifest, list_checkpoints
-from trainer.checkpoint.layout import ARGUMENTS, MANIFEST, OPTIMIZER, TRAIN_STATE, TRAINER_STATE
+from trainer.checkpoint.hf_format import OPTIMIZER_PT
+from trainer.checkpoint.layout import (
+    ARGUMENTS,
+    DEEPSPEED,
+    MANIFEST,
+    OPTIMIZER,
+    TRAIN_STATE,
+    TRAINER_STATE,
+)
 from trainer.checkpoint.manifest import parse_manifest
 from trainer.cli.result import Refusal
 from trainstep import tree
 from trainstep.compare import leaf_digest
 from trainstep.serialize import from_flat
 from trainstep.state import TrainState
+
+_NO_DIGEST = {
+    "sharded": "saved in pieces",
+    "deepspeed": "the state is in DeepSpeed's own files",
+}
 
 
 @frozen
@@ -53,10 +66,11 @@ class Glance:
         position: where the data stand.
         trainer_state: progress and log history.
         arguments: of the training.
-        leaves: the tensors of the state; none if only the model was saved.
+        leaves: the tensors of the state; none if only the model was saved, or DeepSpeed has the state.
         digests: the digest of every leaf by path, of those too that are no tensors
-            (``trainstep.leaf_digests`` of the state); empty if only the model was saved, or in pieces.
-        in_pieces: processes saved their parts of tensors, each with a digest of its own.
+            (``trainstep.leaf_digests`` of the state); empty for the reason that ``no_digest`` gives.
+        format: ``safe``; ``sharded``, in which processes saved their parts of tensors, each with a digest
+            of its own; ``deepspeed``; or ``hf``, with Hugging Face's files.
     """
 
     path: Path
@@ -66,12 +80,22 @@ class Glance:
     arguments: dict[str, Any]
     leaves: list[Leaf]
     digests: dict[str, str]
-    in_pieces: bool = False
+    format: str
 
     @property
     def digest(self) -> str | None:
-        """``trainstep.digest`` of the state; None if only the model was saved, or in pieces."""
+        """``trainstep.digest`` of the state; None for the reason that ``no_digest`` gives."""
         return digest_log.combine(self.digests) if self.digests else None
+
+    @property
+    def no_digest(self) -> str:
+        """Why there is no digest of the state."""
+        return why_no_digest(self.format)
+
+
+def why_no_digest(format_: str) -> str:
+    """Return why a checkpoint of this format has no digest of the state."""
+    return _NO_DIGEST.get(format_, "saved with save_only_model")
 
 
 def glance(path: Path) -> Glance:
@@ -87,7 +111,9 @@ def glance(path: Path) -> Glance:
     except (OSError, CheckpointError) as error:
         raise Refusal(f"{path}: {error}; `trainstep verify {path}` says more") from None
     train_state = texts[TRAIN_STATE]
-    leaves, digests = _leaves(manifest, train_state)
+    kind = _format(manifest, train_state)
+    # What DeepSpeed's checkpoints have beside the engine's files is a step and a key, not a state.
+    leaves, digests = ([], {}) if kind == "deepspeed" else _leaves(manifest, train_state)
     return Glance(
         path=path,
         manifest=manifest,
@@ -96,8 +122,16 @@ def glance(path: Path) -> Glance:
         arguments=arguments,
         leaves=leaves,
         digests=digests,
-        in_pieces="pieces" in train_state,
+        format=kind,
     )
+
+
+def _format(manifest: Manifest, train_state: dict[str, Any]) -> str:
+    if DEEPSPEED in train_state["position"]:
+        return "deepspeed"
+    if "pieces" in train_state:
+        return "sharded"
+    return "hf" if OPTIMIZER_PT in manifest.files else "safe"
 
 
 def _text(path: Path, manifest: Manifest, name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ class Recorded:
         leaves: the digests of the leaves of the states in checkpoints, by step. A checkpoint whose
             state is not the one that was logged (an evaluation changed it, say) is left out.
         checkpoints: the folders of those checkpoints that hold a state, by step.
-        passed_over: checkpoints that cannot be read, with the reason.
+        passed_over: checkpoints that cannot be read, or have no digest, with the reason.
     """
 
     path: Path
@@ -73,6 +73,10 @@ def recorded(path: Path) -> Recorded:
             run.checkpoints[step] = one
             if lines.get(step, {}).get("digest") in (None, found.digest):
                 run.leaves[step] = found.digests
+        else:
+            run.passed_over.append(f"{one}: it has no digest: {found.no_digest}")
+    if not (lines or run.leaves) and run.passed_over:
+        raise Refusal(f"{path}: nothing to compare with: {'; '.join(run.passed_over)}")
     if not (lines or run.leaves):
         what = f"neither {digest_log.NAME} nor a checkpoint in it" if folder else "it is empty"
         raise Refusal(

@@ -6,9 +6,10 @@ from typing import Any
 import trainstep as ts
 from trainer.checkpoint import CheckpointError, Loaded, open_lazily
 from trainer.checkpoint.hf_format import is_foreign
+from trainer.checkpoint.layout import DEEPSPEED
 from trainer.distributed import agree
 from trainer.distributed.deepspeed_plan import Zero
-from trainer.distributed.deepspeed_state import POSITION, entry_of
+from trainer.distributed.deepspeed_state import entry_of
 from trainer.distributed.ranks import Ranks
 
 
@@ -47,7 +48,7 @@ def take_up(trainer: Any, mine: ts.TrainState, found: Loaded) -> ts.TrainState:
         CheckpointError: if DeepSpeed cannot read it.
     """
     zero: Zero = trainer._zero
-    saved = found.position.get(POSITION)
+    saved = found.position.get(DEEPSPEED)
     if saved is None or found.source is None:
         raise ValueError(
             f"{found.path} holds no state of DeepSpeed: it was saved without deepspeed, or with "
@@ -74,7 +75,7 @@ def load_best(trainer: Any, path: Path) -> None:
         lambda: open_checkpoint(path, trainer._ranks),
         CheckpointError,
     )
-    _load(trainer, path, found.position[POSITION]["tag"])
+    _load(trainer, path, found.position[DEEPSPEED]["tag"])
 
 
 def _load(trainer: Any, path: Path, tag: str) -> None:

@@ -20,7 +20,7 @@ import trainstep as ts
 from trainer import modeling
 from trainer.checkpoint import CheckpointError, Contents, io, space
 from trainer.checkpoint.hashing import Workers, hash_file, new_sha
-from trainer.checkpoint.layout import checkpoint_dir, sibling_dir
+from trainer.checkpoint.layout import DEEPSPEED, checkpoint_dir, sibling_dir
 from trainer.checkpoint.manifest import File, Manifest
 from trainer.checkpoint.place import publish, tidy
 from trainer.checkpoint.weights import Stored
@@ -37,9 +37,6 @@ from trainer.distributed.deepspeed_plan import Zero, library
 from trainer.distributed.ranks import Ranks
 
 logger = logging.getLogger(__name__)
-
-POSITION = "deepspeed"
-"""Key in a checkpoint's position under which there is what the engine has to know to go on."""
 
 # Bytes that a number in a parameter takes in a checkpoint: a master weight, two moments, the weight.
 _BYTES = 16
@@ -106,7 +103,7 @@ def contents_of(trainer: Any, contents: Contents) -> Contents:
         tag = _tag(state.step)
         size = trainer._ranks.size
         facts = {"tag": tag, "stage": zero.stage, "half": zero.half, "world_size": size}
-        position = {**position, POSITION: facts}
+        position = {**position, DEEPSPEED: facts}
         state = ts.TrainState(state.step, {}, {}, (), state.key)
 
     def write_model(folder: Path, tensors: dict[str, Tensor]) -> None:

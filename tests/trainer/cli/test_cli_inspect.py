@@ -143,7 +143,7 @@ def test_a_damaged_foreign_folder(tmp_path: Path, refused: Callable[..., str]) -
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_the_trainer_of_transformers_wrote(
-    tmp_path: Path, trainstep: Callable[..., Any]
+    tmp_path: Path, trainstep: Callable[..., Any], refused: Callable[..., str]
 ) -> None:
     model = scored()
     theirs(tmp_path, model, train=samples(), save_strategy="steps", save_steps=5).train()
@@ -153,6 +153,7 @@ def test_what_the_trainer_of_transformers_wrote(
     assert {"optimizer.pt", "training_args.bin"} <= set(data["not_opened"])
 
     folder = tmp_path / "checkpoint-5"
+    assert "the Hugging Face Trainer wrote it" in refused("diff", folder, folder)
     outcome = trainstep("verify", folder)
     assert outcome.status == 0
     assert "checkpoint-5: ok (no manifest)" in outcome.out

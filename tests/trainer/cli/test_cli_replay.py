@@ -248,7 +248,7 @@ def test_nothing_recorded_to_compare_with(
     message = refused("replay", "a/checkpoint-4", *script, "--steps", 2)
     assert "the first step recorded after the checkpoint's 4 is 8; use --steps 4 or more" in message
     only = write_checkpoint(runs / "only", {}, state=None)
-    assert "save_only_model, so it cannot be replayed" in refused("replay", only, *script)
+    assert "as it has no digest: saved with save_only_model" in refused("replay", only, *script)
     Path("b/digests.jsonl").write_text(json.dumps({"step": "x"}) + "\n")
     assert "digests.jsonl, line 1: not an entry" in refused("replay", "b/checkpoint-4", *script)
 

@@ -17,7 +17,8 @@ Compare what two runs recorded, step by step: the digests that log_digest_steps
 wrote to digests.jsonl, and the states in checkpoints. Says after which step
 they first differ, up to which they were equal, and how to find out more. Only
 steps that both recorded are compared: a run that is shorter does not differ
-for that."""
+for that. Checkpoints without a digest of the state (in pieces, or DeepSpeed's)
+are passed over."""
 EPILOG = """\
 exit status:
   0  equal at every step that both recorded

@@ -17,7 +17,8 @@ DESCRIPTION = """\
 Compare two checkpoints bit by bit: for each tensor that differs the first and
 the largest difference, how many numbers differ and by how many units in the
 last place (ulp); then other parts of the state, the place in the data, and
-arguments. Both checkpoints are verified on the way. Arguments that only say
+arguments. Both checkpoints are verified on the way. DeepSpeed's are refused:
+what they hold only DeepSpeed can read. Arguments that only say
 where a run reports, such as output_dir, do not count."""
 EPILOG = """\
 exit status:
@@ -73,12 +74,23 @@ def run(options: argparse.Namespace) -> Result:
 
 def _load(path: Path) -> "Loaded":
     from trainer.checkpoint import CheckpointError, load
+    from trainer.checkpoint.layout import DEEPSPEED
     from trainer.cli.reading import checkpoint_at
 
     try:
         found = load(checkpoint_at(path))
     except CheckpointError as error:
         raise Refusal(one_line(error)) from None
+    if DEEPSPEED in found.position:
+        raise Refusal(
+            f"{path}: its state is in DeepSpeed's own files, which only DeepSpeed can read. To compare "
+            "weights, make model files of both with the zero_to_fp32.py in them"
+        )
+    if found.foreign is not None:
+        raise Refusal(
+            f"{path}: the Hugging Face Trainer wrote it: it holds no state of this package to compare. "
+            "Resume it for one step, which saves one"
+        )
     if found.state is None:
         raise Refusal(f"{path}: it was saved with save_only_model, there is no state to compare")
     return found

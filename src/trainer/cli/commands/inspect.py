@@ -72,15 +72,13 @@ def _describe(found: "Glance") -> dict[str, Any]:
         }
         for leaf in found.leaves
     ]
-    from trainer.checkpoint.hf_format import OPTIMIZER_PT
-
     parameters = [leaf.numel for leaf in found.leaves if leaf.path.startswith("params/")]
     position = {
         key: found.position.get(key)
         for key in ("epoch", "batch", "in_epoch", "batch_size", "accumulation")
     }
     return {
-        "format": "sharded" if found.in_pieces else _format(OPTIMIZER_PT in found.manifest.files),
+        "format": found.format,
         "step": found.manifest.step,
         "max_steps": state.get("max_steps"),
         "epoch": state.get("epoch"),
@@ -100,10 +98,6 @@ def _describe(found: "Glance") -> dict[str, Any]:
         "leaves": leaves,
         "arguments": found.arguments,
     }
-
-
-def _format(foreign: bool) -> str:
-    return "hf" if foreign else "safe"
 
 
 def not_default(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -149,8 +143,9 @@ def _facts(data: dict[str, Any]) -> Iterable[tuple[str, str]]:
     if data["parameters"] is not None:
         yield "parameters", f"{data['parameters']:,}"
     if "digest" in data:
-        none = "none: " + ("saved in pieces" if data["leaves"] else "saved with save_only_model")
-        yield "digest", data["digest"] or none
+        from trainer.cli.reading import why_no_digest
+
+        yield "digest", data["digest"] or f"none: {why_no_digest(data['format'])}"
     if data["best"]["checkpoint"]:
         yield "best", f"{data['best']['checkpoint']} ({data['best']['metric']})"
     if data.get("not_opened"):

@@ -28,7 +28,8 @@ EPILOG = """\
 exit status:
   0  every step that was recorded came out the same
   1  a step differs
-  2  the script failed, or nothing was recorded to compare with
+  2  the script failed, or nothing was recorded to compare with, or CKPT has no
+     digest: it is in pieces, or DeepSpeed's
 
 examples:
   trainstep replay runs/a/checkpoint-100 --script train.py
@@ -74,7 +75,9 @@ def run(options: argparse.Namespace) -> Result:
 
     start = glance(checkpoint_at(options.checkpoint))
     if not start.digests:
-        raise Refusal(f"{start.path}: it was saved with save_only_model, so it cannot be replayed")
+        raise Refusal(
+            f"{start.path}: it cannot be replayed, as it has no digest: {start.no_digest}"
+        )
     known = recorded(options.recorded or start.path.resolve().parent)
     steps = _steps(options.steps, start, known)
     plateau = start.arguments.get("lr_scheduler_type") == "reduce_lr_on_plateau"
