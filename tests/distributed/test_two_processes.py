@@ -8,7 +8,7 @@ import pytest
 from support.ranks.launch import launch
 
 
-@pytest.mark.row(139, 140, 145, 146)
+@pytest.mark.row(113, 139, 140, 145, 146)
 def test_two_processes_act_as_one(tmp_path: Path) -> None:
     result = launch(2, "two", tmp_path)
     names = re.findall(r"^process 0: (\w+)$", result.output, re.MULTILINE)

@@ -390,6 +390,15 @@ def a_log_is_one_message(folder: Path) -> None:
     assert trainer.state.total_flos == agree.from_first(trainer._ranks, trainer.state.total_flos)
 
 
+def operations_are_those_of_all(folder: Path) -> None:
+    trainer = make_trainer(folder, train=samples(15), logging_steps=2)
+    # A sample counts 1 on process 0 and 100 on process 1, whose last batch has one sample.
+    trainer.floating_point_ops = lambda inputs: len(inputs["x"]) * 100**RANK
+    result = trainer.train()
+    assert trainer.state.total_flos == result.metrics["total_flos"] == 8 + 7 * 100
+    assert trainer.current_flos == 0
+
+
 def each_has_its_random_state_back(folder: Path) -> None:
     drawn: list[float] = []
 
@@ -482,6 +491,7 @@ CHECKS = [
     only_the_first_writes_and_prints,
     only_the_first_shows_a_bar,
     a_log_is_one_message,
+    operations_are_those_of_all,
     each_has_its_random_state_back,
     a_model_that_is_bypassed_is_noticed,
     a_step_of_ones_own_is_shared,
