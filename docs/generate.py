@@ -3,6 +3,7 @@
 `python docs/generate.py --check` fails if a page on disk is not what would be written; a test runs it.
 """
 
+import dataclasses
 import importlib
 import inspect
 import sys
@@ -84,6 +85,7 @@ def render(module: ModuleType) -> str:
             parts.append(f"```python\n{signature(name, value)}\n```\n")
         parts.append(f"```text\n{inspect.getdoc(value) or ''}\n```\n")
         if inspect.isclass(value):
+            parts += helps(value, [cls for _, cls in public(module)])
             parts += [method(name, *pair) for pair in methods(value)]
     return "\n".join(parts)
 
@@ -102,6 +104,20 @@ def public(module: ModuleType) -> list[tuple[str, Any]]:
         ):
             found.append((name, value))
     return found
+
+
+def helps(cls: type, shown: list[Any]) -> list[str]:
+    """Return a list of a dataclass's fields with their help texts, but for those of bases on the page."""
+    if not dataclasses.is_dataclass(cls):
+        return []
+    bases = [base for base in cls.__mro__[1:] if base in shown and dataclasses.is_dataclass(base)]
+    above = {field.name for base in bases for field in dataclasses.fields(base)}
+    lines = [
+        f"- `{field.name}`: {field.metadata['help']}"
+        for field in dataclasses.fields(cls)
+        if "help" in field.metadata and field.name not in above
+    ]
+    return ["\n".join(lines) + "\n"] if lines else []
 
 
 def methods(cls: type) -> list[tuple[str, Any]]:

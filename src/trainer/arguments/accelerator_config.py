@@ -14,10 +14,9 @@ class AcceleratorConfig:
 
     Attributes:
         split_batches: Split each batch of the loader over the processes, instead of one batch for each.
-        dispatch_batches: Let the main process read the data and send parts to the others. ``None``
-            means: for iterable datasets only.
-        even_batches: Complete the last batches with rows from the start, so that every process has
-            as many.
+        dispatch_batches: Let the main process read the data and send parts to the others. Every process
+            reads its own here: True is refused with several processes, ``None`` and False are the same.
+        even_batches: Without effect: no row is repeated to complete the last batches.
         use_seedable_sampler: Shuffle by a sampler that depends on the seed and the epoch alone.
         non_blocking: Copy batches to the device asynchronously (needs pinned memory).
         gradient_accumulation_kwargs: ``num_steps`` or ``sync_each_batch``.

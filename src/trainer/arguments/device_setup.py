@@ -37,7 +37,6 @@ def set_up(args: "TrainingArguments") -> DeviceSetup:
     Raises:
         ValueError: The device cannot do what the arguments ask for, or ``use_configured_state`` is set
             and there is no state.
-        ImportError: accelerate is too old for ``parallelism_config``.
     """
     _build_parallelism(args)
     state = _process_state(args)
@@ -190,12 +189,8 @@ def _build_parallelism(args: "TrainingArguments") -> None:
         args.parallelism_config = {}  # sizes that are left out are read from the environment
     if not isinstance(args.parallelism_config, dict):
         return
-    try:
-        from accelerate import ParallelismConfig
-    except ImportError as error:
-        raise ImportError(
-            "parallelism_config needs accelerate 1.12 or newer: pip install 'accelerate>=1.12'."
-        ) from error
+    from accelerate import ParallelismConfig
+
     valid = [field.name for field in dataclasses.fields(ParallelismConfig)]
     unknown = sorted(set(args.parallelism_config) - set(valid))
     if unknown:

@@ -59,7 +59,9 @@ class ComputeFields:
         False, "Use deterministic kernels only, which is slower, in addition to the seed."
     )
     debug: str | list[DebugOption] = option(
-        "", "Debugging aids, separated by blanks: underflow_overflow, tpu_metrics_debug."
+        "",
+        "Debugging aids, separated by blanks: underflow_overflow; tpu_metrics_debug, which the Trainer "
+        "of this version refuses.",
     )
     skip_memory_metrics: bool = option(
         True, "Leave memory figures out of the metrics. False adds them (needs psutil)."

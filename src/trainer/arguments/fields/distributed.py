@@ -23,14 +23,16 @@ class DistributedFields:
     )
     parallelism_config: dict[str, Any] | Any | None = option(
         None,
-        "Sizes of tensor, context, sequence and data parallelism for accelerate, or JSON text.",
+        "Sizes of data parallelism (dp_shard_size, dp_replicate_size) for accelerate, or JSON text. "
+        "Sizes of tensor, context and sequence parallelism above 1 are refused.",
     )
     ddp_find_unused_parameters: bool | None = option(
         None, "DDP: look for parameters without gradients. None decides by the model."
     )
     ddp_bucket_cap_mb: int | None = option(None, "DDP: size of a gradient bucket in MB.")
     ddp_broadcast_buffers: bool | None = option(
-        None, "DDP: send buffers from the first process before each forward pass."
+        None,
+        "DDP: send buffers from the first process after each update. None does; False sends none.",
     )
     ddp_static_graph: bool | None = option(
         None, "DDP: assume that the graph is the same in every step."

@@ -30,26 +30,29 @@ class ExtensionFields:
 
     capture: str = option(
         "auto",
-        "Record the step in a CUDA graph where the run allows it (auto), or never (off).",
+        "Record steps in CUDA graphs where the run allows it (auto), or never (off).",
         choices=("auto", "off"),
     )
     exact_reduction: bool = option(
-        False, "Sum gradients in a fixed order: the same bits on 1, 2, 4 or 8 processes."
+        False, "Sum gradients in a fixed order: the same bits on 1, 2, 4, 8, ... processes."
     )
     on_nonfinite: str = option(
         "ignore",
-        "What to do with an update that has NaN or infinite gradients. It is always counted.",
+        "What to do with an update whose loss or gradients are NaN or infinite: make it (ignore), leave it "
+        "out (skip), stop (raise). They are counted and warned of in any case.",
         choices=("ignore", "skip", "raise"),
     )
     async_save: bool = option(False, "Write checkpoints in the background while training goes on.")
     checkpoint_format: str = option(
-        help="File names of checkpoints: safe (verified, no pickle) or hf (those of Hugging Face). "
+        help="Files of checkpoints: safe (no pickle) or hf (those of Hugging Face, some of them pickles). "
+        "Both are verified. "
         "The environment variable TRAINER_CHECKPOINT_FORMAT sets the default.",
         factory=default_checkpoint_format,
         choices=CHECKPOINT_FORMATS,
     )
     log_digest_steps: int = option(
-        0, "Log a digest of the training state every so many steps; 0 logs none."
+        0,
+        "Write a digest of the training state to digests.jsonl every so many steps; 0 writes none.",
     )
     log_figures: bool = option(
         False,

@@ -57,7 +57,8 @@ class LoggingFields:
     )
     report_to: str | list[str] | None = option(
         "none",
-        f"Trackers that receive the logs: {', '.join(TRACKERS)}; or all (that are installed) or none.",
+        f"Trackers that receive the logs: {', '.join(TRACKERS)}; or all (that are installed) or none. "
+        "The Trainer of this version refuses all but none.",
     )
     run_name: str | None = option(None, "Label of the run in trackers.")
     project: str = option("huggingface", "Name of the project in Trackio.")

@@ -28,7 +28,9 @@ class SavingFields:
         None, "Number of checkpoints kept. The newest and the best ones are never deleted."
     )
     enable_jit_checkpoint: bool = option(
-        False, "On SIGTERM, write a checkpoint at the next safe point and stop."
+        False,
+        "On SIGTERM or SIGINT (Ctrl-C), end the step in progress, write a checkpoint and stop. "
+        "A second signal stops at once.",
     )
     load_best_model_at_end: bool = option(
         False, "Load the best checkpoint when training ends. Evaluate and save at the same times."
@@ -39,7 +41,9 @@ class SavingFields:
     resume_from_checkpoint: str | None = option(
         None, "For scripts: a folder to hand to train(). The Trainer does not read it."
     )
-    push_to_hub: bool = option(False, "Upload at each save, as hub_strategy says.")
+    push_to_hub: bool = option(
+        False, "Upload at each save, as hub_strategy says. The Trainer of this version refuses it."
+    )
     hub_token: str | None = option(
         None, "Access token for uploads. It is never written to a file or shown.", secret=True
     )

@@ -11,7 +11,7 @@ class TrainingFields:
 
     output_dir: str | None = option(
         None,
-        "Folder for checkpoints, final weights, results and the model card. Left out, it is "
+        "Folder for checkpoints, final weights and results. Left out, it is "
         "'trainer_output'. A leading ~ is expanded.",
     )
     per_device_train_batch_size: int = option(
