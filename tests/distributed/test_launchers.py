@@ -1,5 +1,6 @@
 """``accelerate launch``, and one ``torchrun`` for each machine, start a training as ``torchrun`` does."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,25 +11,15 @@ from support.ranks.launch import free_port, launch, start, wait
 from support.shell import make_trainer, samples, scored
 from trainer.checkpoint import verify
 
-CONFIG = """
-compute_environment: LOCAL_MACHINE
-distributed_type: MULTI_GPU
-machine_rank: 0
-main_process_ip: 127.0.0.1
-mixed_precision: 'no'
-num_machines: 1
-num_processes: 2
-rdzv_backend: static
-same_network: true
-use_cpu: false
-"""
+PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 
 
 @pytest.mark.row(135)
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the configuration is for a CPU")
 def test_a_configuration_file_of_accelerate(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(CONFIG)
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+    config.write_text(text)
     launcher = ("-m", "accelerate.commands.launch", f"--config_file={config}")
     port = f"--main_process_port={free_port()}"
     result = launch(
