@@ -74,22 +74,23 @@ def run(options: argparse.Namespace) -> Result:
 
 def _load(path: Path) -> "Loaded":
     from trainer.checkpoint import CheckpointError, load
+    from trainer.checkpoint.hf_format import is_foreign
     from trainer.checkpoint.layout import DEEPSPEED
     from trainer.cli.reading import checkpoint_at
 
+    if is_foreign(checkpoint_at(path)):
+        raise Refusal(
+            f"{path}: the Hugging Face Trainer wrote it, so it holds no state of this package to compare. "
+            "Resume it for one step, which saves one"
+        )
     try:
-        found = load(checkpoint_at(path))
+        found = load(path)
     except CheckpointError as error:
         raise Refusal(one_line(error)) from None
     if DEEPSPEED in found.position:
         raise Refusal(
             f"{path}: its state is in DeepSpeed's own files, which only DeepSpeed can read. To compare "
             "weights, make model files of both with the zero_to_fp32.py in them"
-        )
-    if found.foreign is not None:
-        raise Refusal(
-            f"{path}: the Hugging Face Trainer wrote it: it holds no state of this package to compare. "
-            "Resume it for one step, which saves one"
         )
     if found.state is None:
         raise Refusal(f"{path}: it was saved with save_only_model, there is no state to compare")
