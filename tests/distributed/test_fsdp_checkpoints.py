@@ -193,6 +193,8 @@ def test_the_command_writes_into_the_checkpoint_which_stays_whole(
     shown = capsys.readouterr().out
     assert "format      sharded" in shown
     assert "none: saved in pieces" in shown
+    assert main(["replay", str(checkpoint), "--script", "train.py"]) == 2
+    assert "as it has no digest: saved in pieces" in capsys.readouterr().err
     (checkpoint / "state-1.safetensors").unlink()
     assert main(["consolidate", str(checkpoint)]) == 2
     assert "state-1.safetensors" in capsys.readouterr().err
