@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Sampler
 
-from trainer import checkpoint
+from trainer import checkpoint, modeling
 from trainer.data.grouped import LengthGrouped
 from trainer.data.lengths import sample_lengths
 from trainer.evaluation.collected import PADDING, join
-from trainer.evaluation.nested import leaves, map_leaves, to_numpy
+from trainer.evaluation.nested import detached
 from trainer.plan import length_of
 
 logger = logging.getLogger(__name__)
@@ -77,21 +77,21 @@ def get_parameter_names(
 
 def get_model_param_count(model: nn.Module, trainable_only: bool = False) -> int:
     """Count the numbers in a model's parameters, or in those with ``requires_grad``."""
-    return sum(p.numel() for p in model.parameters() if p.requires_grad or not trainable_only)
+    return sum(
+        modeling.numel(p) for p in model.parameters() if p.requires_grad or not trainable_only
+    )
 
 
 def nested_concat(tensors: Any, new_tensors: Any, padding_index: int = PADDING) -> Any:
     """Join nested tensors or arrays along the first axis, padding the second to the wider one.
 
+    Tensors are joined where the first ones are, and keep their dtype.
+
     Raises:
         TypeError: if their structures differ.
         ValueError: if they differ in more than the first two axes.
     """
-    joined = join([to_numpy(tensors), to_numpy(new_tensors)], "nested_concat", padding_index)
-    first = next((leaf for leaf in leaves(tensors) if isinstance(leaf, Tensor)), None)
-    if first is None:
-        return joined
-    return map_leaves(lambda array: torch.from_numpy(array).to(first.device), joined)
+    return join([detached(tensors), detached(new_tensors)], "nested_concat", padding_index)
 
 
 @contextmanager

@@ -100,6 +100,9 @@ def test_parameters_outside_of_layers() -> None:
     total = sum(p.numel() for p in model.parameters())
     assert helpers.get_model_param_count(model) == total
     assert helpers.get_model_param_count(model, trainable_only=True) == total - 4 * 6 - 6
+    whole = model[0].first.weight
+    whole.ds_numel, whole.data = whole.numel(), torch.empty(0)  # as ZeRO-3 leaves it
+    assert helpers.get_model_param_count(model) == total
 
 
 def test_nested_values_are_joined() -> None:
@@ -112,6 +115,15 @@ def test_nested_values_are_joined() -> None:
     assert isinstance(mine["a"], tuple)
     arrays = nested_concat(np.ones((1, 2)), np.ones((1, 3)), padding_index=7)
     assert arrays.tolist() == [[1, 1, 7], [1, 1, 1]]
+    narrow, wide = torch.ones(1, 1, dtype=torch.bfloat16), torch.ones(2, 2, dtype=torch.bfloat16)
+    for one, other in ((wide, wide), (narrow, wide), (narrow, wide.float())):
+        mine, given = nested_concat(one, other), theirs(one, other)
+        assert mine.dtype == torch.promote_types(one.dtype, other.dtype)
+        assert torch.equal(mine.float(), given.float())
+    # Where they are: on the host there would be no such tensors.
+    assert nested_concat(narrow.to("meta"), wide.to("meta")).device.type == "meta"
+    with pytest.raises(ValueError, match=r"has the shape \(2, 2\) and batch 0 \(2,\)"):
+        nested_concat(torch.ones(2), wide)
     with pytest.raises(TypeError, match="a tuple of 1 where batch 0 has a tuple of 2"):
         nested_concat((torch.ones(1), torch.ones(1)), (torch.ones(1),))
 

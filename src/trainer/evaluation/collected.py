@@ -1,10 +1,13 @@
 """What is kept of all batches, and how it is joined."""
 
 from collections.abc import Mapping
+from functools import reduce
 from typing import Any
 
 import numpy as np
+import torch
 from attrs import define, evolve, field, frozen
+from torch import Tensor
 
 from trainer.evaluation.nested import compact, detached, to_numpy
 
@@ -113,6 +116,8 @@ class _Joiner:
             return type(first)(*joined) if hasattr(first, "_fields") else type(first)(joined)
         if isinstance(first, np.ndarray):
             return self._arrays([np.atleast_1d(part) for part in parts])
+        if isinstance(first, Tensor):
+            return self._tensors([torch.atleast_1d(part.to(first.device)) for part in parts])
         if self.objects:
             return parts
         raise TypeError(
@@ -125,24 +130,41 @@ class _Joiner:
         return inner.join([part[key] for part in parts])
 
     def _arrays(self, arrays: list[Any]) -> Any:
+        self._check_shapes(arrays)
+        widths = {array.shape[1] for array in arrays if array.ndim > 1}
+        if len(widths) <= 1:
+            return np.concatenate(arrays, axis=0)
+        shape = (sum(map(len, arrays)), max(widths), *arrays[0].shape[2:])
+        return self._padded(arrays, np.full(shape, self.padding, dtype=np.result_type(*arrays)))
+
+    def _tensors(self, tensors: list[Tensor]) -> Tensor:
+        self._check_shapes(tensors)
+        widths = {tensor.shape[1] for tensor in tensors if tensor.ndim > 1}
+        if len(widths) <= 1:
+            return torch.cat(tensors)
+        dtype = reduce(torch.promote_types, (tensor.dtype for tensor in tensors))
+        shape = (sum(map(len, tensors)), max(widths), *tensors[0].shape[2:])
+        joined: Tensor = self._padded(
+            tensors, tensors[0].new_full(shape, self.padding, dtype=dtype)
+        )
+        return joined
+
+    def _padded(self, parts: list[Any], joined: Any) -> Any:
+        row = 0
+        for part in parts:
+            joined[row : row + len(part), : part.shape[1]] = part
+            row += len(part)
+        return joined
+
+    def _check_shapes(self, arrays: list[Any]) -> None:
         first = arrays[0]
         for number, array in enumerate(arrays):
             if (array.ndim, array.shape[2:]) != (first.ndim, first.shape[2:]):
                 raise ValueError(
-                    f"{self.where}: batch {number} has the shape {array.shape} and batch 0 "
-                    f"{first.shape}; only the first two axes may differ. Reduce the outputs with "
+                    f"{self.where}: batch {number} has the shape {tuple(array.shape)} and batch 0 "
+                    f"{tuple(first.shape)}; only the first two axes may differ. Reduce the outputs with "
                     f"preprocess_logits_for_metrics, {_APART}."
                 )
-        widths = {array.shape[1] for array in arrays if array.ndim > 1}
-        if len(widths) <= 1:
-            return np.concatenate(arrays, axis=0)
-        shape = (sum(map(len, arrays)), max(widths), *first.shape[2:])
-        joined = np.full(shape, self.padding, dtype=np.result_type(*arrays))
-        row = 0
-        for array in arrays:
-            joined[row : row + len(array), : array.shape[1]] = array
-            row += len(array)
-        return joined
 
 
 def _keys(part: Any) -> Any:
