@@ -36,15 +36,18 @@ def half_weights(model: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
 def cast_inputs(inputs: Any, dtype: torch.dtype, labels: Collection[str]) -> Any:
     """Return a batch whose floating-point tensors, other than labels, are of ``dtype``.
 
-    Weights of a half type take no other inputs.
+    Weights of a half type take no other inputs. Mappings, lists and tuples keep their type; ``labels``
+    are names at any depth.
     """
     if isinstance(inputs, Tensor):
         return inputs.to(dtype) if inputs.is_floating_point() else inputs
-    if not isinstance(inputs, Mapping):
-        return inputs
-    floating = {
-        name: value.to(dtype)
-        for name, value in inputs.items()
-        if name not in labels and isinstance(value, Tensor) and value.is_floating_point()
-    }
-    return {**inputs, **floating}
+    if isinstance(inputs, Mapping):
+        cast = {
+            name: value if name in labels else cast_inputs(value, dtype, labels)
+            for name, value in inputs.items()
+        }
+        return cast if type(inputs) is dict else type(inputs)(cast)  # type: ignore[call-arg]
+    if isinstance(inputs, list | tuple):
+        parts = [cast_inputs(value, dtype, labels) for value in inputs]
+        return type(inputs)(*parts) if hasattr(inputs, "_fields") else type(inputs)(parts)
+    return inputs

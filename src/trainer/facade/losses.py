@@ -153,12 +153,12 @@ class LossMixin(TrainerBase):
         return prepared
 
     def _prepare_input(self, data: Any) -> Any:
-        """Return nested data with its tensors on the device; for DeepSpeed in its parameters' type."""
+        """Return nested data with its tensors on the device; for DeepSpeed in its type, but for labels."""
         data = modeling.move(data, self.args.device, non_blocking=True)
         zero = self._zero
         if zero is None or zero.engine is None or zero.half is None:
             return data
-        return cast_inputs(data, getattr(torch, zero.half), ())
+        return cast_inputs(data, getattr(torch, zero.half), self.label_names)
 
     def _call_compute_loss(self, model: Any, inputs: Any, *, items: Any, **options: Any) -> Any:
         if self._loss_takes_items:

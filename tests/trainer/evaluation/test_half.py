@@ -1,5 +1,6 @@
 """Evaluation with weights in half precision, and without a trace of it afterwards."""
 
+from collections import UserDict, namedtuple
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 import trainstep as ts
 from support.peer import both, texts, tiny
 from support.shell import At, Scored, make_trainer, samples, scored
-from trainer.evaluation import half_weights
+from trainer.evaluation import cast_inputs, half_weights
 
 TYPES = {"bf16_full_eval": torch.bfloat16, "fp16_full_eval": torch.float16}
 
@@ -168,3 +169,26 @@ def test_predictions_are_those_of_the_hugging_face_trainer(name: str, tmp_path: 
     assert ours.result.metrics["test_loss"] == other.result.metrics["test_loss"]
     types = [{p.dtype for p in side.trainer.model.parameters()} for side in (ours, other)]
     assert types == [{torch.float32}, {torch.bfloat16}]  # theirs stays so
+
+
+def test_inputs_are_cast_at_any_depth_and_labels_spared() -> None:
+    one = torch.ones(1)
+    pair = namedtuple("Pair", "x labels")
+    batch = {
+        "x": one,
+        "ids": torch.ones(1, dtype=torch.int64),
+        "labels": one,
+        "more": [one, {"x": one, "labels": [one]}, (one, "text")],
+        "pair": pair(one, None),
+    }
+    cast = cast_inputs(UserDict(batch), torch.bfloat16, ["labels"])
+    assert type(cast) is UserDict
+    half = torch.bfloat16
+    assert [cast["x"].dtype, cast["ids"].dtype] == [half, torch.int64]
+    assert cast["labels"].dtype == torch.float32
+    first, inner, (second, text) = cast["more"]
+    assert [first.dtype, inner["x"].dtype, second.dtype, text] == [half, half, half, "text"]
+    assert inner["labels"][0].dtype == torch.float32
+    assert type(cast["pair"]) is pair
+    assert cast["pair"].x.dtype == half
+    assert cast_inputs(one, half, ()).dtype == half
