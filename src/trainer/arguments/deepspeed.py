@@ -8,14 +8,14 @@ its own in their place, and the arguments would have no effect. A value that is 
 import copy
 import importlib.util
 import os
-from collections.abc import Iterator
 from typing import Any
 
 from .convert import as_mapping
+from .deepspeed_filling import AUTO as AUTO
+from .deepspeed_filling import Filling, autos, fill_buckets, fill_optimizer
+from .deepspeed_filling import stage_of as stage_of
+from .deepspeed_filling import value_at as value_at
 
-AUTO = "auto"
-
-_ADAMS = ("adam", "adamw")
 # What DeepSpeed's schedules read; each needs the numbers of warm-up steps, some that of all.
 _WARMING = ("WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 _DECAYING = ("WarmupDecayLR", "WarmupCosineLR")
@@ -49,21 +49,6 @@ def raw_config(args: Any) -> dict[str, Any]:
     return config
 
 
-def stage_of(config: dict[str, Any]) -> int:
-    """Return the ZeRO stage of a configuration that ``raw_config`` returned."""
-    return int(config["zero_optimization"]["stage"])
-
-
-def value_at(config: dict[str, Any], path: str, default: Any = None) -> Any:
-    """Return the value under a path such as ``zero_optimization.stage``."""
-    node: Any = config
-    for part in path.split("."):
-        if not isinstance(node, dict) or part not in node:
-            return default
-        node = node[part]
-    return node
-
-
 def offloads(config: dict[str, Any]) -> bool:
     """Tell whether optimizer or parameters are kept on the host or on NVMe."""
     places = (f"zero_optimization.offload_{what}.device" for what in ("optimizer", "param"))
@@ -81,7 +66,7 @@ def filled(args: Any, config: dict[str, Any], processes: int | None) -> dict[str
     Raises:
         ValueError: listing the values that disagree with the arguments.
     """
-    filling = _Filling(copy.deepcopy(config))
+    filling = Filling(copy.deepcopy(config))
     micro, accumulation = args.per_device_train_batch_size, args.gradient_accumulation_steps
     put = filling.put
     put("train_micro_batch_size_per_gpu", micro, "per_device_train_batch_size", add=True)
@@ -98,7 +83,7 @@ def filled(args: Any, config: dict[str, Any], processes: int | None) -> dict[str
             put(f"{kind}.enabled", wanted, kind, add=True)
         elif wanted:
             filling.config[kind] = {"enabled": True}
-    _fill_optimizer(args, filling)
+    fill_optimizer(args, filling)
     put("scheduler.params.warmup_min_lr", 0, "", check=False)
     warms = value_at(filling.config, "scheduler.type") in _WARMING[:2]
     put("scheduler.params.warmup_max_lr", args.learning_rate, "learning_rate", add=warms)
@@ -123,115 +108,24 @@ def finished(args: Any, config: dict[str, Any], model: Any, updates: int) -> dic
     Raises:
         ValueError: listing values that disagree with the arguments, or that nothing fills in.
     """
-    filling = _Filling(copy.deepcopy(config))
+    filling = Filling(copy.deepcopy(config))
     kind = value_at(config, "scheduler.type")
     warmup = args.get_warmup_steps(updates)
     put = filling.put
     put("scheduler.params.warmup_num_steps", warmup, "warmup_steps", add=kind in _WARMING)
     put("scheduler.params.total_num_steps", updates, "updates of the run", add=kind in _DECAYING)
-    _fill_buckets(filling, model)
+    fill_buckets(filling, model)
     filling.raise_if_wrong()
     zero = filling.config["zero_optimization"]
     for name in [name for name, value in zero.items() if value == AUTO]:
         del zero[name]  # of another stage, or DeepSpeed's to choose
-    left = list(_autos(filling.config))
+    left = list(autos(filling.config))
     if left:
         raise ValueError(
             f'deepspeed: nothing says what "auto" is for {", ".join(left)}; give values in the '
             "configuration, or leave the keys out."
         )
     return filling.config
-
-
-class _Filling:
-    """Fills a configuration in place, and collects what disagrees."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-        self._wrong: list[str] = []
-
-    def put(
-        self, path: str, value: Any, name: str, *, add: bool = False, check: bool = True
-    ) -> None:
-        """Put a value where ``"auto"`` is; with ``add``, also where nothing is; else compare."""
-        parent, _, key = path.rpartition(".")
-        node = value_at(self.config, parent) if parent else self.config
-        if not isinstance(node, dict):
-            return
-        given = node.get(key)
-        if given == AUTO or (given is None and add):
-            node[key] = value
-        elif given is not None and check and given != value:
-            self._wrong.append(f"{path}={given!r} in the configuration, {name}={value!r}")
-
-    def raise_if_wrong(self) -> None:
-        """Raise ValueError listing all that disagreed."""
-        if self._wrong:
-            raise ValueError(
-                "deepspeed: values disagree with the arguments:\n  "
-                + "\n  ".join(self._wrong)
-                + '\nSet these values of the configuration to "auto", which takes those of the arguments.'
-            )
-
-
-def _fill_optimizer(args: Any, filling: _Filling) -> None:
-    section = filling.config.get("optimizer")
-    if not isinstance(section, dict):
-        return
-    section.setdefault("params", {})
-    adam = str(section.get("type", "")).lower() in _ADAMS
-    put, params = filling.put, "optimizer.params"
-    put(f"{params}.lr", args.learning_rate, "learning_rate", add=True)
-    betas = [args.adam_beta1, args.adam_beta2]
-    if isinstance(section["params"].get("betas"), tuple):
-        section["params"]["betas"] = list(section["params"]["betas"])
-    put(f"{params}.betas", betas, "[adam_beta1, adam_beta2]", add=adam)
-    put(f"{params}.eps", args.adam_epsilon, "adam_epsilon", add=adam)
-    put(f"{params}.weight_decay", args.weight_decay, "weight_decay", add=adam)
-
-
-def _fill_buckets(filling: _Filling, model: Any) -> None:
-    """Fill in the sizes that depend on the width of the model.
-
-    Those are a square of weights to reduce at a time, and with stage 3 0.9 of one to fetch ahead;
-    parameters of less than ten rows stay whole.
-    """
-    sizes: dict[str, Any] = {"reduce_bucket_size": lambda width: width * width}
-    if stage_of(filling.config) == 3:
-        sizes["stage3_prefetch_bucket_size"] = lambda width: int(0.9 * width * width)
-        sizes["stage3_param_persistence_threshold"] = lambda width: 10 * width
-    zero = filling.config["zero_optimization"]
-    open_ones = [name for name in sizes if zero.get(name) == AUTO]
-    if not open_ones:
-        return
-    width = _hidden_size(model)
-    if width is None:
-        names = ", ".join(f"zero_optimization.{name}" for name in open_ones)
-        raise ValueError(
-            f'deepspeed: {names} cannot be "auto", because {type(model).__name__} has no config with '
-            "hidden_size or hidden_sizes to compute them from; give numbers."
-        )
-    for name in open_ones:
-        zero[name] = sizes[name](width)
-
-
-def _hidden_size(model: Any) -> int | None:
-    """Return the width of a library's model, the largest if there are several."""
-    config = getattr(model, "config", None)
-    for source in (config, getattr(config, "text_config", None)):
-        if getattr(source, "hidden_size", None) is not None:
-            return int(source.hidden_size)  # type: ignore[union-attr]
-        if getattr(source, "hidden_sizes", None):
-            return int(max(source.hidden_sizes))  # type: ignore[union-attr]
-    return None
-
-
-def _autos(config: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _autos(value, f"{prefix}{key}.")
-        elif value == AUTO:
-            yield prefix + key
 
 
 def _by_accelerate() -> bool:

@@ -37,11 +37,6 @@ class AcceleratorMixin(TrainerBase):
         """Whether the model's parameters are distributed over the processes."""
         return fsdp_plan.wanted(self.args)
 
-    @property
-    def is_deepspeed_enabled(self) -> bool:
-        """Whether DeepSpeed trains the model; this version refuses that at construction."""
-        return False
-
     def create_accelerator_and_postprocess(self) -> None:
         """Build ``self.accelerator``, whose ``backward`` is this trainer's."""
         from accelerate import Accelerator
