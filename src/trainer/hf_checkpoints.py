@@ -58,7 +58,10 @@ def take_up(trainer: Any, run: Run, meter: Meter, found: Loaded) -> dict[str, An
         "seed and the step, not from a stream that goes on.",
         found.path,
     )
-    _load_weights(trainer.model, found)
+    if trainer._overrides("_load_from_checkpoint"):
+        trainer._load_from_checkpoint(str(found.path))
+    else:
+        _load_weights(trainer.model, found)
     if foreign.optimizer is None:
         logger.warning(
             "%s was saved with save_only_model: optimizer moments are not restored.", found.path

@@ -146,7 +146,8 @@ class Interruption:
             save()
         if trainer._writer is not None:
             trainer._writer.close()
-        done = TrainingInterrupted(checkpoint_dir(str(trainer.args.output_dir), step), step, name)
+        folder = checkpoint_dir(trainer._get_output_dir(trial=None), step)
+        done = TrainingInterrupted(folder, step, name)
         logger.warning("%s", done)
         raise done from None
 

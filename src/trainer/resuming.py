@@ -14,7 +14,6 @@ from trainer.callbacks import TRAINER_STATE_NAME, TrainerState
 from trainer.checkpoint import host_rng
 from trainer.distributed import agree, fsdp_plan
 from trainer.distributed.ranks import Ranks, rows_of_rank
-from trainer.facade.model import ModelMixin
 from trainer.loop import Run
 from trainer.meter import Meter
 from trainer.optimizers import Adopted
@@ -64,7 +63,7 @@ def find_checkpoint(trainer: Any, wanted: str | Path | bool | None) -> checkpoin
 def _choose(trainer: Any, wanted: str | Path | bool) -> Path:
     if wanted is not True:
         return Path(str(wanted))
-    root = Path(trainer._get_output_dir())
+    root = Path(trainer._get_output_dir(trial=None))
     path, skipped = checkpoint.newest(root)
     for folder, reason in skipped:
         logger.warning("Checkpoint %s is passed over: %s", folder, reason)
@@ -124,7 +123,7 @@ def _take_up(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> 
         trainer._load_from_checkpoint(str(found.path))
         run.state = run.state.evolve(step=trainer.state.global_step)
     else:
-        own = type(trainer)._load_from_checkpoint is not ModelMixin._load_from_checkpoint
+        own = trainer._overrides("_load_from_checkpoint")
         run.state = _adopt(trainer._adopted, run.state, found.state, weights=not own)
         if own:
             trainer._load_from_checkpoint(str(found.path))

@@ -1,6 +1,7 @@
 """The trainer's side of checkpoints: what goes in, and what becomes of failures."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainer.meter import Meter
 from trainer.resuming import changed_arguments as changed_arguments
 from trainer.resuming import find_checkpoint as find_checkpoint
 from trainer.resuming import restore as restore
+from trainer.support import refuse_bypassed_hooks
 
 logger = logging.getLogger(__name__)
 
@@ -29,14 +31,32 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
     Raises:
         CheckpointError: if it cannot be written; what was there before still is.
     """
-    args, state = trainer.args, trainer.state
-    root = Path(trainer._get_output_dir())
-    step = run.state.step
-    ranks = trainer._ranks
+    state, ranks, step = trainer.state, trainer._ranks, run.state.step
+    root = Path(trainer._get_output_dir(trial=None))
     before = state.best_model_checkpoint
     mark_best(root, step, state)
     state.stateful_callbacks = trainer._exported_callbacks()
-    only_model = args.save_only_model
+    contents = _distributed(trainer, _contents(trainer, run, meter))
+    kept = state.best_model_checkpoint
+
+    def tidy(path: Path) -> None:
+        try:
+            keep = [kept] if kept else []
+            checkpoint.rotate(root, trainer.args.save_total_limit, keep=keep, saved=path)
+        except checkpoint.CheckpointError as error:
+            logger.warning("After saving step %d: %s", step, error)
+
+    try:
+        _put(trainer, root, step, contents, tidy)
+    except checkpoint.CheckpointError:
+        state.best_model_checkpoint = before
+        raise
+    state.best_model_checkpoint = agree.from_first(ranks, state.best_model_checkpoint)
+
+
+def _contents(trainer: Any, run: Run, meter: Meter) -> checkpoint.Contents:
+    """Return what a checkpoint holds, as one process has it."""
+    args, ranks, writer = trainer.args, trainer._ranks, trainer._writer
     data = agree.gather(ranks, run.batches.state(run.epoch))
     position = {
         "epoch": run.epoch,
@@ -51,8 +71,8 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
     }
     if any(other != data[0] for other in data):  # each reads samples of its own
         position["data_of_ranks"] = data
-    writer = trainer._writer
-    contents = checkpoint.Contents(
+    only_model = args.save_only_model
+    return checkpoint.Contents(
         write_model=(
             trainer._write_model
             if writer
@@ -60,33 +80,55 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
         ),
         state=None if only_model else run.state,
         position=position,
-        trainer_state=state.to_json(),
+        trainer_state=trainer.state.to_json(),
         arguments=args.to_sanitized_dict(),
         host_rng={} if only_model else dict(enumerate(agree.gather(ranks, host_rng.capture()))),
         world_size=ranks.size,
         model_tensors=trainer._model_tensors() if writer and not fsdp_plan.wanted(args) else None,
         hf=hf_checkpoints.parts_of(trainer, run) if args.checkpoint_format == "hf" else None,
     )
-    sharded, zero = fsdp_plan.wanted(args), trainer._zero
-    if sharded:
+
+
+def _distributed(trainer: Any, contents: checkpoint.Contents) -> checkpoint.Contents:
+    """Return what a checkpoint holds if processes hold parts of it; all must call."""
+    refuse_bypassed_hooks(trainer, saves=True)  # callbacks may save where the arguments do not
+    if fsdp_plan.wanted(trainer.args):
         from trainer.distributed import fsdp_state
 
-        contents = fsdp_state.distributed_contents(trainer, contents)
-    elif zero is not None:
+        return fsdp_state.distributed_contents(trainer, contents)
+    if trainer._zero is not None:
         from trainer.distributed import deepspeed_state
 
-        contents = deepspeed_state.contents_of(trainer, contents)
-    kept = state.best_model_checkpoint
+        return deepspeed_state.contents_of(trainer, contents)
+    return contents
 
-    def tidy(path: Path) -> None:
-        try:
-            keep = [kept] if kept else []
-            checkpoint.rotate(root, args.save_total_limit, keep=keep, saved=path)
-        except checkpoint.CheckpointError as error:
-            logger.warning("After saving step %d: %s", step, error)
+
+def _put(
+    trainer: Any,
+    root: Path,
+    step: int,
+    contents: checkpoint.Contents,
+    tidy: Callable[[Path], None],
+) -> None:
+    """Write a checkpoint, now or in a thread; all processes must call.
+
+    Raises:
+        CheckpointError: on every process, if one of them fails.
+    """
+    args, ranks, writer = trainer.args, trainer._ranks, trainer._writer
+    if trainer._zero is not None and not args.save_only_model:
+        from trainer.distributed import deepspeed_state
+
+        # Agrees by itself; what else it raises must end this process, which the others notice.
+        path = deepspeed_state.save(trainer, root, step, contents)
+        if ranks.first:
+            tidy(path)
+        return
 
     def write() -> None:
-        if sharded and fsdp_state.in_parts(args):
+        if contents.layout is not None:
+            from trainer.distributed import fsdp_state
+
             note_failure(trainer, wait=True)
             fsdp_state.write(trainer, root, step, contents, tidy)
         elif writer:
@@ -95,18 +137,7 @@ def save_checkpoint(trainer: Any, run: Run, meter: Meter) -> None:
         elif args.should_save:
             tidy(checkpoint.save(root, step, contents))
 
-    try:
-        if zero is not None and not only_model:
-            # Agrees by itself; what else it raises must end this process, which the others notice.
-            path = deepspeed_state.save(trainer, root, step, contents)
-            if ranks.first:
-                tidy(path)
-        else:
-            agree.together(ranks, f"saving step {step}", write, checkpoint.CheckpointError)
-    except checkpoint.CheckpointError:
-        state.best_model_checkpoint = before
-        raise
-    state.best_model_checkpoint = agree.from_first(ranks, state.best_model_checkpoint)
+    agree.together(ranks, f"saving step {step}", write, checkpoint.CheckpointError)
 
 
 def close(trainer: Any) -> None:

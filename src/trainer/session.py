@@ -14,6 +14,7 @@ from trainer.checkpoint import CheckpointError, Loaded
 from trainer.data.feed import Feed
 from trainer.data.prefetch import Prefetch
 from trainer.distributed import agree
+from trainer.engine import no_loss
 from trainer.figures import Figures, timed
 from trainer.interrupt import Asked, Interruption
 from trainer.loop import Event, Run, events
@@ -129,7 +130,7 @@ def _begin(trainer: Any, plan: Plan) -> tuple[Any, ts.TrainState, Rates]:
     trainer.create_optimizer_and_scheduler(num_training_steps=plan.max_steps)
     rates = Rates(trainer.optimizer, trainer.lr_scheduler)
     step = ts.make_step(
-        _no_loss,  # gradients come from the engine
+        no_loss,
         trainer._adopt_optimizer().pure,
         schedule=rates.at,
         transforms=make_transforms(args),
@@ -139,10 +140,6 @@ def _begin(trainer: Any, plan: Plan) -> tuple[Any, ts.TrainState, Rates]:
     state = trainer._fresh_state(step)
     state = state.evolve(opt_state=trainer._adopted.attach(state.opt_state))
     return ts.donate(step), state, rates
-
-
-def _no_loss(params: Any, buffers: Any, batch: Any, key: Any) -> ts.Loss:
-    raise RuntimeError("the trainer's step is given its gradients by an engine")
 
 
 def _announce(trainer: Any, plan: Plan, run: Run) -> None:
@@ -219,7 +216,7 @@ def log_evaluate_save(
         with timed(trainer, "evaluate"):
             metrics = trainer._evaluate(None, ignore_keys)
         trainer._rates.take_metric(trainer.args, metrics)
-        is_best = trainer._determine_best_metric(metrics)
+        is_best = trainer._determine_best_metric(metrics, trial=None)
         if str(trainer.args.save_strategy) == "best":
             trainer.control.should_save = is_best
         elif is_best and trainer.args.load_best_model_at_end:
@@ -271,6 +268,8 @@ def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int, memory: Stage) ->
     if args.load_best_model_at_end:
         trainer._load_best_model()
     if args.save_total_limit == 1 and state.best_model_checkpoint and args.should_save:
-        saving.keep_only(Path(trainer._get_output_dir()), Path(state.best_model_checkpoint))
+        saving.keep_only(
+            Path(trainer._get_output_dir(trial=None)), Path(state.best_model_checkpoint)
+        )
     trainer.control = trainer.callback_handler.on_train_end(args, state, trainer.control)
     return TrainOutput(state.global_step, loss, metrics)

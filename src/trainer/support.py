@@ -2,9 +2,11 @@
 
 import dataclasses
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 from trainer.arguments import Seq2SeqTrainingArguments, TrainingArguments
+from trainer.distributed import fsdp_plan
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +89,56 @@ SEARCHING = (
 
 
 def refuse_unused_hooks(trainer: Any) -> None:
-    """Raise NotImplementedError if a subclass defines a method that would never be called."""
+    """Raise NotImplementedError if a subclass defines a method that these arguments never call."""
     unused = [name for name in _UNUSED_HOOKS if hasattr(type(trainer), name)]
     if unused:
         raise NotImplementedError(
             f"{type(trainer).__name__} overrides {', '.join(unused)}, which this version does not "
             "call, so that would have no effect"
+        )
+    args = trainer.args
+    saves = str(args.save_strategy) != "no" or args.enable_jit_checkpoint
+    refuse_bypassed_hooks(trainer, saves=saves)
+
+
+def refuse_bypassed_hooks(trainer: Any, *, saves: bool) -> None:
+    """Raise NotImplementedError if a subclass overrides what distributed weights do not go through.
+
+    Args:
+        trainer: the trainer, with ``args`` and ``_zero``.
+        saves: whether there are checkpoints.
+    """
+    if bypassed := list(_bypassed(trainer, saves)):
+        raise NotImplementedError(f"{type(trainer).__name__} overrides " + "; and ".join(bypassed))
+
+
+def _bypassed(trainer: Any, saves: bool) -> Iterator[str]:
+    args, zero, overrides = trainer.args, trainer._zero, trainer._overrides
+    sharded = zero is None and fsdp_plan.wanted(args)
+    if zero is None and not sharded:
+        return
+    name = "fsdp" if sharded else "deepspeed"
+    if overrides("_load_from_checkpoint"):
+        yield (
+            f"_load_from_checkpoint, which {name} does not call, because every process reads its parts of "
+            "the weights: load them into the model before Trainer has it"
+        )
+    if saves and overrides("save_model"):
+        yield (
+            f"save_model, which checkpoints are not written through with {name}: override _save, or set "
+            'save_strategy="no" and call save_model yourself'
+        )
+    if not overrides("_save"):
+        return
+    if sharded and saves and fsdp_plan.in_parts(args):
+        yield (
+            "_save, which writes whole weights, and checkpoints hold parts of them: set state_dict_type to "
+            "FULL_STATE_DICT in fsdp_config"
+        )
+    if zero is not None and not zero.gathers:
+        yield (
+            "_save, which writes whole weights, and with stage 3 these stay in parts: set "
+            "stage3_gather_16bit_weights_on_model_save: true in zero_optimization"
         )
 
 

@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two(folder: Path) -> list[Any]:
     """What two processes find, in one launch."""
-    return launch(2, "zero", folder, "trained,again,saves,disk,parts").found
+    return launch(2, "zero", folder, "trained,again,broken,saves,disk,parts").found
 
 
 @pytest.mark.row(163, 167, 169)
@@ -79,6 +79,17 @@ def test_a_second_training_goes_on_with_the_engine(two: list[Any]) -> None:
         assert again["steps"] == 8
         assert again["loss"] != found["trained"]["stage 2"]["loss"]
         assert "is at its end after the first training" in again["schedule"]
+
+
+def test_no_gradient_of_an_interrupted_update_is_left(two: list[Any]) -> None:
+    for found in two:
+        for kind in ("2", "3", "theirs"):
+            assert found["broken"][f"{kind} engine"] == "None"
+            for what in (kind, f"{kind} weights"):
+                again, fresh = found["broken"][what]
+                assert again == fresh
+    for kind in ("2", "3", "theirs"):  # weights are on process 0
+        assert two[0]["broken"][f"{kind} moved"]
 
 
 @pytest.mark.row(172)

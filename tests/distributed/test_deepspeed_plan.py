@@ -250,6 +250,19 @@ def test_two_optimizers_or_schedules_are_one_too_many(tmp_path: Path) -> None:
     assert "has a scheduler, and Trainer was given one" in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "asked", [{"fsdp": ["full_shard"]}, {"parallelism_config": {"dp_shard_size": 2}}]
+)
+def test_one_of_two_ways_to_distribute_the_model(
+    asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nothing = {"deepspeed": None, "fsdp": None, "fsdp_config": None, "world_size": 2}
+    args = SimpleNamespace(**(nothing | asked))
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ValueError, match="fsdp and deepspeed both distribute the model"):
+        deepspeed_plan.plan(args, (None, None), None)
+
+
 def test_a_missing_library_says_how_to_install_it(tmp_path: Path) -> None:
     with pytest.raises(ImportError, match=r"DS_BUILD_OPS=0 pip install .*trainstep\[deepspeed\]"):
         make_trainer(tmp_path, deepspeed={"zero_optimization": {"stage": 1}})

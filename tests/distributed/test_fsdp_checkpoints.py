@@ -47,6 +47,13 @@ def test_each_process_writes_its_own_part_without_pickles(saved: Any) -> None:
             assert is_in_pieces(checkpoint) == (kind in ("parts", "threads"))
 
 
+def test_an_override_of_save_writes_whole_weights(saved: Any) -> None:
+    for checkpoint in sorted((saved[0] / "saves" / "own").glob("checkpoint-*")):
+        assert verify(checkpoint, leaves=True) == []
+        names = (checkpoint / "note.txt").read_text().split()
+        assert set(load_file(checkpoint / "model.safetensors")) <= set(names)
+
+
 @pytest.mark.parametrize(("now", "later"), [("parts", "threads"), ("whole", "whole threads")])
 def test_threads_write_the_bytes_that_are_written_at_once(saved: Any, now: str, later: str) -> None:
     root = saved[0] / "saves"

@@ -15,7 +15,14 @@ import pytest
 import trainstep as ts
 from support.processes import ROOT
 from support.shell import At, Recorder, make_trainer, outcome, samples, scored, scripted, stop
-from trainer import CheckpointError, EarlyStoppingCallback, TrainerCallback, checkpoint, interrupt
+from trainer import (
+    CheckpointError,
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    checkpoint,
+    interrupt,
+)
 from trainer.checkpoint import io
 from trainer.interrupt import TrainingInterrupted
 
@@ -151,6 +158,19 @@ def test_a_run_interrupted_twice_at_the_same_evaluation_still_makes_up_for_it(
     assert ts.digest(trainer.train_state) == ts.digest(whole.train_state)
     steps = [r["step"] for r in trainer.state.log_history if "eval_loss" in r]
     assert steps[-4:] == [2, 4, 6, 8]
+
+
+def test_the_folder_that_is_named_is_the_one_that_is_there(tmp_path: Path) -> None:
+    class Elsewhere(Trainer):
+        def _get_output_dir(self, trial: Any) -> str:
+            return str(tmp_path / "elsewhere")
+
+    where = At("step_end", 2, send())
+    trainer = make_trainer(tmp_path, make=Elsewhere, enable_jit_checkpoint=True, callbacks=[where])
+    with pytest.raises(TrainingInterrupted) as caught:
+        trainer.train()
+    assert caught.value.checkpoint == tmp_path / "elsewhere" / "checkpoint-2"
+    assert checkpoint.verify(caught.value.checkpoint) == []
 
 
 def test_before_the_first_step_there_is_a_checkpoint_as_well(tmp_path: Path) -> None:

@@ -113,6 +113,31 @@ def test_another_folder_for_checkpoints(tmp_path: Path) -> None:
     assert again.train(resume_from_checkpoint=True).global_step == 3
 
 
+class AsUpstream(Trainer):
+    """Overrides with the parameters that the Hugging Face Trainer's methods have, all required."""
+
+    asked: list[Any]
+
+    def _get_output_dir(self, trial: Any) -> str:
+        self.asked.append(trial)
+        return str(Path(str(self.args.output_dir)) / "trial")
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        self.asked.append(trial)
+        return super()._determine_best_metric(metrics, trial)
+
+
+def test_hooks_get_the_trial_that_upstream_gives_them(tmp_path: Path) -> None:
+    AsUpstream.asked = []
+    trainer = make_trainer(tmp_path, make=AsUpstream, **BEST, save_total_limit=1, max_steps=2)
+    trainer.train()
+    assert set(AsUpstream.asked) == {None}
+    assert [path.name for path in (tmp_path / "trial").iterdir()] == ["checkpoint-2"]
+    assert trainer.state.best_metric is not None
+    again = make_trainer(tmp_path, make=AsUpstream, max_steps=3)
+    assert again.train(resume_from_checkpoint=True).global_step == 3
+
+
 def test_weights_that_an_override_loads_are_taken(tmp_path: Path) -> None:
     make_trainer(tmp_path, scored("mlp"), **SAVING, max_steps=2).train()
 
@@ -123,10 +148,17 @@ def test_weights_that_an_override_loads_are_taken(tmp_path: Path) -> None:
                 for parameter in self.model.parameters():
                     parameter.zero_()
 
-    trainer = make_trainer(tmp_path, scored("mlp"), make=Zeros, max_steps=2)
-    assert trainer.train(resume_from_checkpoint=True).global_step == 2
-    assert trainer.folder == "checkpoint-2"
-    assert not any(tensor.any() for tensor in weights(trainer).values())
+    for theirs in (False, True):
+        if theirs:  # what is left is what the Hugging Face Trainer would have written
+            make_trainer(
+                tmp_path, scored("mlp"), **SAVING, max_steps=2, checkpoint_format="hf"
+            ).train()
+            for name in ("manifest", "train_state", "training_args", "host_rng-0"):
+                (tmp_path / "checkpoint-2" / f"{name}.json").unlink()
+        trainer = make_trainer(tmp_path, scored("mlp"), make=Zeros, max_steps=2)
+        assert trainer.train(resume_from_checkpoint=True).global_step == 2
+        assert trainer.folder == "checkpoint-2"
+        assert not any(tensor.any() for tensor in weights(trainer).values())
 
 
 def test_the_signature_can_be_given(tmp_path: Path) -> None:

@@ -6,22 +6,19 @@ holds them (with stage 3 its flat parts); ``opt_state`` is empty, because the mo
 """
 
 import logging
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from attrs import frozen
 from torch import Tensor, nn
 
 import trainstep as ts
 from trainer import modeling
 from trainer.arguments import deepspeed as configuration
+from trainer.distributed.deepspeed_contexts import as_launched, drop, dtype_of
 from trainer.distributed.deepspeed_plan import Zero, library
 from trainer.distributed.fsdp_engine import FSDPEngine
-from trainer.distributed.ranks import leave_at_exit
+from trainer.engine import no_loss
 from trainer.optimizers import Rates, parameter_groups
 from trainstep import TrainState
 from trainstep.types import Buffers, Grads, Metrics
@@ -75,10 +72,12 @@ class DeepSpeedStep:
         engine, rates = self.trainer._zero.engine, self.trainer._rates
         lr = rates.at(state.step)["lr"]
         engine.step()
-        norm = engine.get_global_grad_norm()  # none if float16 has overflowed in the first update
+        # A tensor, but after an overflow of float16 a number; None if that was the first update.
+        norm = engine.get_global_grad_norm()
+        norm = float("nan") if norm is None else norm
         metrics = {
             "loss": loss.value,
-            "grad_norm": torch.as_tensor(float("nan") if norm is None else norm),
+            "grad_norm": torch.as_tensor(norm, dtype=torch.float32, device=loss.value.device),
             "weight": torch.as_tensor(loss.weight),
             "lr": torch.as_tensor(lr, dtype=torch.float64),
         }
@@ -121,7 +120,7 @@ def begin(trainer: Any, updates: int) -> tuple[DeepSpeedStep, TrainState, Rates]
     elif trainer.lr_scheduler is None:
         trainer.lr_scheduler = trainer.create_scheduler(updates, trainer.optimizer)
     kind = EngineRates if zero.own_scheduler else Rates
-    keys = ts.make_step(_no_loss, ts.optim.sgd())
+    keys = ts.make_step(no_loss, ts.optim.sgd())
     rates = kind(trainer.optimizer, trainer.lr_scheduler)
     return DeepSpeedStep(trainer, keys), state_of(trainer), rates
 
@@ -132,50 +131,6 @@ def state_of(trainer: Any) -> TrainState:
     params = {n: _held(p) for n, p in module.named_parameters() if p.requires_grad}
     buffers: Buffers = dict(module.named_buffers())
     return TrainState(0, params, buffers, (), ts.rng.key(trainer.args.seed))
-
-
-@contextmanager
-def evaluating(trainer: Any) -> Iterator[None]:
-    """A block in which all processes evaluate a model of which they hold parts.
-
-    Before any training an engine without optimizer is built for it.
-    """
-    zero: Zero = trainer._zero
-    with as_launched(trainer):
-        if zero.engine is None:
-            config = configuration.finished(trainer.args, zero.config, trainer.model, 1)
-            config = {k: v for k, v in config.items() if k not in ("optimizer", "scheduler")}
-            made = library(trainer.args).initialize(model=trainer.model, config=config)
-            zero.engine, zero.trains = made[0], False
-        yield
-
-
-def drop(zero: Zero) -> None:
-    """Take an engine off its model, which keeps the weights as they are."""
-    if zero.engine is not None:
-        zero.engine.destroy()
-    zero.engine, zero.trains = None, False
-
-
-@contextmanager
-def models_in_parts(trainer: Any) -> Iterator[None]:
-    """Let models that are made in the block be in parts from the beginning, with stage 3."""
-    zero: Zero | None = trainer._zero
-    if zero is None or not zero.partitions or trainer.args.hf_deepspeed_config is not None:
-        yield  # transformers makes its models so by itself
-        return
-    config = {**zero.config, "zero_optimization": _without_autos(zero.config["zero_optimization"])}
-    with (
-        as_launched(trainer),
-        library(trainer.args).zero.Init(config_dict_or_path=config, dtype=dtype_of(zero)),
-    ):
-        yield
-
-
-def dtype_of(zero: Zero) -> torch.dtype:
-    """Return the type of the engine's parameters."""
-    dtype: torch.dtype = getattr(torch, zero.half or "float32")
-    return dtype
 
 
 def _build(trainer: Any, zero: Zero, updates: int) -> None:
@@ -190,7 +145,9 @@ def _build(trainer: Any, zero: Zero, updates: int) -> None:
             trainer.create_optimizer()
         else:
             trainer.create_optimizer_and_scheduler(num_training_steps=updates)
-        given["optimizer"] = _without_empty_groups(trainer)
+        optimizer = given["optimizer"] = _without_empty_groups(trainer)
+        # The engine puts flat parts in the place of the parameters.
+        zero.given = optimizer, [list(group["params"]) for group in optimizer.param_groups]
     with as_launched(trainer):
         engine, optimizer, _, scheduler = library(args).initialize(**given)
     zero.engine, zero.trains = engine, True
@@ -225,28 +182,3 @@ def _without_empty_groups(trainer: Any) -> Any:
 def _held(parameter: Any) -> Tensor:
     part: Tensor = getattr(parameter, "ds_tensor", parameter)
     return part.detach()
-
-
-def _without_autos(section: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in section.items() if value != configuration.AUTO}
-
-
-@contextmanager
-def as_launched(trainer: Any) -> Iterator[None]:
-    """Give a process that no launcher started a group of its own, and what DeepSpeed looks for."""
-    if not dist.is_initialized():
-        backend = "nccl" if trainer.args.device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        leave_at_exit()
-    wanted = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
-    missing = {name: value for name, value in wanted.items() if name not in os.environ}
-    os.environ.update(missing)
-    try:
-        yield
-    finally:  # else whatever is made later would take this process for a launched one
-        for name in missing:
-            del os.environ[name]
-
-
-def _no_loss(params: Any, buffers: Any, batch: Any, key: Any) -> ts.Loss:
-    raise RuntimeError("the engine makes the gradients")

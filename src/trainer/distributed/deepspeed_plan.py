@@ -8,7 +8,7 @@ from typing import Any
 from attrs import define
 
 from trainer.arguments import deepspeed as configuration
-from trainer.distributed.fsdp_plan import _NOT_ELEMENTWISE
+from trainer.distributed.fsdp_plan import NOT_ELEMENTWISE, sharding_of
 
 _INSTALL = (
     "deepspeed needs the library DeepSpeed: pip install setuptools ninja, then DS_BUILD_OPS=0 pip install "
@@ -24,11 +24,13 @@ class Zero:
         config: the configuration, without what depends on the model and the length of a run.
         engine: DeepSpeed's engine once there is one; it owns the optimizer and its state.
         trains: whether the engine has an optimizer, rather than being for evaluation only.
+        given: the optimizer that the engine was given, and the parameters that its groups had.
     """
 
     config: dict[str, Any]
     engine: Any = None
     trains: bool = False
+    given: tuple[Any, list[list[Any]]] | None = None
 
     @property
     def stage(self) -> int:
@@ -75,9 +77,11 @@ def plan(args: Any, optimizers: Any, cls_and_kwargs: Any) -> Zero | None:
     if not configuration.asked(args):
         return None
     config = configuration.raw_config(args)
-    if args.fsdp:
+    if sharding_of(args) is not None:
         raise ValueError(
-            "fsdp and deepspeed both distribute the model; leave one of the two arguments out."
+            "fsdp and deepspeed both distribute the model; leave one of them out: fsdp is asked for by "
+            "its argument, by dp_shard_size in parallelism_config or by accelerate's configuration, "
+            "deepspeed by its argument or by accelerate's configuration."
         )
     zero = Zero(configuration.filled(args, config, args.world_size))
     problems = list(_conflicts(args, zero, optimizers, cls_and_kwargs))
@@ -156,7 +160,7 @@ def _against_optimizers(
     if zero.own_optimizer or optimizer is not None or cls_and_kwargs is not None:
         return
     name = str(args.optim)
-    if any(word in name for word in _NOT_ELEMENTWISE):
+    if any(word in name for word in NOT_ELEMENTWISE):
         yield (
             f"optim={name} needs whole rows or matrices, which DeepSpeed lays flat; choose one that "
             "updates each number by itself, such as adamw_torch_fused"

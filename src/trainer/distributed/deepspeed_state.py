@@ -1,4 +1,4 @@
-"""DeepSpeed's weights and checkpoints: gathered, and saved whole or not at all.
+"""DeepSpeed's checkpoints: written by all processes, and saved whole or not at all.
 
 A checkpoint has the files of any checkpoint, and beside them what the engine saves: ``global_step<n>/``
 with the files of all processes, ``latest`` and the scripts ``zero_to_fp32.py`` and ``zero_to_torch.py``.
@@ -7,14 +7,12 @@ size and SHA-256 of each, which are compared before one is read: that finds dama
 whoever can write the folder can write the manifest. Only resume from checkpoints that you trust.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve
-from torch import Tensor
 
 import trainstep as ts
 from trainer import modeling
@@ -33,64 +31,12 @@ from trainer.checkpoint.writer import (
     write_texts,
 )
 from trainer.distributed import agree
-from trainer.distributed.deepspeed_plan import Zero, library
+from trainer.distributed.deepspeed_model import gathered_model, tag_of, write_engine
+from trainer.distributed.deepspeed_plan import Zero
 from trainer.distributed.ranks import Ranks
-
-logger = logging.getLogger(__name__)
 
 # Bytes that a number in a parameter takes in a checkpoint: a master weight, two moments, the weight.
 _BYTES = 16
-
-
-def gathered_model(trainer: Any) -> dict[str, Tensor]:
-    """Return the model's whole tensors on process 0's host; nothing on the others, which must call too.
-
-    Parameters are gathered one after the other; tied ones once.
-    """
-    ranks, zero = trainer._ranks, trainer._zero
-    module = modeling.unwrap(trainer.model)
-    tensors = trainer._model_tensors()
-    if not zero.partitions or zero.engine is None:
-        return tensors if ranks.first else {}
-    parameters = dict(module.named_parameters(remove_duplicate=False))
-    found: dict[str, Tensor] = {}
-    whole: dict[int, Tensor] = {}
-    gather = library(trainer.args).zero.GatheredParameters
-    for name, tensor in tensors.items():
-        parameter = parameters.get(name)
-        if parameter is None:
-            found[name] = tensor.detach().cpu()
-            continue
-        if id(parameter) not in whole:
-            with gather([parameter]):
-                whole[id(parameter)] = parameter.detach().cpu().clone() if ranks.first else tensor
-        found[name] = whole[id(parameter)]
-    return found if ranks.first else {}
-
-
-def save_model(trainer: Any, folder: Path) -> None:
-    """Write the model into ``folder``; all processes must call.
-
-    With stage 3 and without leave to gather the weights, the engine's own checkpoint is written there, with
-    ``zero_to_fp32.py``, which makes one file of it later.
-    """
-    zero: Zero = trainer._zero
-    first = trainer.args.should_save
-    if first:
-        folder.mkdir(parents=True, exist_ok=True)
-    if zero.gathers or zero.engine is None:
-        tensors = gathered_model(trainer)
-        if first:
-            trainer._save(str(folder), state_dict=tensors)
-        return
-    logger.warning(
-        "save_model: with ZeRO stage 3 the weights lie in parts. %s gets DeepSpeed's checkpoint; run the "
-        "zero_to_fp32.py in it to make model files, or set stage3_gather_16bit_weights_on_model_save.",
-        folder,
-    )
-    _write_engine(trainer, folder, trainer.train_state.step)
-    if first:
-        trainer._write_beside_weights(folder)
 
 
 def contents_of(trainer: Any, contents: Contents) -> Contents:
@@ -100,20 +46,17 @@ def contents_of(trainer: Any, contents: Contents) -> Contents:
     state = contents.state
     position = contents.position
     if state is not None:
-        tag = _tag(state.step)
+        tag = tag_of(state.step)
         size = trainer._ranks.size
         facts = {"tag": tag, "stage": zero.stage, "half": zero.half, "world_size": size}
         position = {**position, DEEPSPEED: facts}
         state = ts.TrainState(state.step, {}, {}, (), state.key)
 
-    def write_model(folder: Path, tensors: dict[str, Tensor]) -> None:
-        trainer._save(str(folder), state_dict=tensors)
-
     return evolve(
         contents,
         state=state,
         position=position,
-        write_model=write_model if tensors else trainer._write_beside_weights,
+        write_model=trainer._save_tensors if tensors else trainer._write_beside_weights,
         model_tensors=tensors or None,
     )
 
@@ -149,10 +92,6 @@ def save(trainer: Any, root: Path, step: int, contents: Contents) -> Path:
     return final
 
 
-def _tag(step: int) -> str:
-    return f"global_step{step}"
-
-
 def _begin(
     trainer: Any, folder: Path, root: Path, step: int, contents: Contents, prepared: Prepared
 ) -> Stored:
@@ -179,13 +118,9 @@ def _save_engine(trainer: Any, folder: Path, final: Path, step: int) -> dict[str
             return {path.relative_to(folder).as_posix(): entry_of(path) for path in written}
 
     with _noting(trainer._zero.engine) as (written, failures):
-        _write_engine(trainer, folder, step)
+        write_engine(trainer, folder, step)
     ranks = trainer._ranks
     return agree.together(ranks, f"saving step {step}", read_back, CheckpointError)
-
-
-def _write_engine(trainer: Any, folder: Path, step: int) -> None:
-    trainer._zero.engine.save_checkpoint(str(folder), tag=_tag(step))
 
 
 @contextmanager

@@ -9,13 +9,12 @@ from attrs import frozen
 
 from trainer.arguments.enums import FSDPOption
 from trainer.distributed.fsdp_environment import from_environment
-from trainer.distributed.parallelism import parallelism_of
+from trainer.distributed.parallelism import HYBRID, parallelism_of
 
 StateDict = Literal["FULL_STATE_DICT", "SHARDED_STATE_DICT"]
 
 _STATE_DICTS = ("FULL_STATE_DICT", "SHARDED_STATE_DICT")
-_HYBRID = (FSDPOption.HYBRID_SHARD, FSDPOption.HYBRID_SHARD_ZERO2)
-_SHARDING = (FSDPOption.FULL_SHARD, FSDPOption.SHARD_GRAD_OP, FSDPOption.NO_SHARD, *_HYBRID)
+_SHARDING = (FSDPOption.FULL_SHARD, FSDPOption.SHARD_GRAD_OP, FSDPOption.NO_SHARD, *HYBRID)
 
 # Keys whose values are read here or, for the first three, have no effect on what fully_shard does.
 _KNOWN = frozenset(
@@ -28,8 +27,7 @@ _KNOWN = frozenset(
 
 _XLA = ("xla", "xla_fsdp_v2", "xla_fsdp_grad_ckpt")
 
-# Updates that look at whole rows, columns or matrices, of which a process has a part.
-_NOT_ELEMENTWISE = (
+NOT_ELEMENTWISE = (
     "adafactor",
     "galore",
     "apollo",
@@ -40,6 +38,7 @@ _NOT_ELEMENTWISE = (
     "lamb",
     "muon",
 )
+"""Words in the names of updates that look at whole rows or matrices, of which a process has a part."""
 
 
 @frozen
@@ -109,6 +108,12 @@ def sharding_of(args: Any) -> Sharding | None:
         prefetch=flag(config, "forward_prefetch"),
         state_dict=str(config.get("state_dict_type") or _STATE_DICTS[1]).upper(),  # type: ignore[arg-type]
     )
+
+
+def in_parts(args: Any) -> bool:
+    """Tell whether checkpoints hold each process's parts, rather than the whole state."""
+    plan = sharding_of(args)
+    return plan is not None and plan.state_dict == "SHARDED_STATE_DICT"
 
 
 def flag(config: Mapping[str, Any], key: str, default: bool = False) -> bool:
@@ -184,7 +189,7 @@ def _conflicts(args: Any, plan: Sharding) -> Iterator[str]:
             f"optim={name} evaluates with other weights than it trains, which a checkpoint in parts does "
             "not hold; set state_dict_type to FULL_STATE_DICT"
         )
-    if any(word in name for word in _NOT_ELEMENTWISE):
+    if any(word in name for word in NOT_ELEMENTWISE):
         yield (
             f"optim={name} needs whole rows or matrices, of which each process has a part; choose one that "
             "updates each number by itself, such as adamw_torch_fused"

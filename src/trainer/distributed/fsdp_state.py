@@ -19,7 +19,7 @@ from trainer.checkpoint.sharded import ShardedBackgroundWriter, save
 from trainer.checkpoint.source import Source
 from trainer.distributed import agree
 from trainer.distributed.fsdp import settle
-from trainer.distributed.fsdp_plan import sharding_of
+from trainer.distributed.fsdp_plan import in_parts
 from trainer.distributed.ranks import Ranks
 from trainer.optimizers import Adopted
 from trainstep import sharded
@@ -31,18 +31,8 @@ logger = logging.getLogger(__name__)
 _saving: tuple[Any, Any] | None = None
 
 
-def in_parts(args: Any) -> bool:
-    """Tell whether checkpoints hold each process's parts, rather than the whole state."""
-    plan = sharding_of(args)
-    return plan is not None and plan.state_dict == "SHARDED_STATE_DICT"
-
-
-def make_writer(trainer: Any) -> BackgroundWriter | None:
-    """Return what saves in a thread: on every process for parts, else on process 0; None without async."""
-    if not trainer.args.async_save:
-        return None
-    if not in_parts(trainer.args):
-        return BackgroundWriter() if trainer.args.should_save else None
+def make_writer(trainer: Any) -> BackgroundWriter:
+    """Return what saves parts in threads, one on every process."""
     return ShardedBackgroundWriter(_saving_group(trainer._ranks))
 
 
@@ -79,7 +69,7 @@ def distributed_contents(trainer: Any, contents: Contents) -> Contents:
         whole |= {leaf: tensors[name] for name, leaf in have.items() if name in tensors}
         state = from_flat(whole, metadata) if trainer._ranks.first else None
     return evolve(
-        contents, state=state, write_model=trainer._write_model, model_tensors=tensors or None
+        contents, state=state, write_model=trainer._save_tensors, model_tensors=tensors or None
     )
 
 

@@ -17,7 +17,8 @@ _SHARED_SAMPLES = {
     "cp_size": "context parallelism",
     "sp_size": "sequence parallelism",
 }
-_HYBRID = (FSDPOption.HYBRID_SHARD, FSDPOption.HYBRID_SHARD_ZERO2)
+HYBRID = (FSDPOption.HYBRID_SHARD, FSDPOption.HYBRID_SHARD_ZERO2)
+"""Kinds of ``fsdp`` in which groups of processes hold the same."""
 
 
 @frozen
@@ -76,7 +77,7 @@ def _check(found: Parallelism, world: int, options: list[FSDPOption]) -> None:
         raise ValueError(
             f"parallelism_config: {sizes} distributes the model, but fsdp=no_shard does not. Leave one out."
         )
-    if found.replicate == 1 and any(option in _HYBRID for option in options):
+    if found.replicate == 1 and any(option in HYBRID for option in options):
         raise ValueError(
             f"parallelism_config: {sizes} has no copies, which fsdp={words} asks for. "
             "Set dp_replicate_size, or fsdp=full_shard."

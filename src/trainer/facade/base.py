@@ -60,6 +60,11 @@ class TrainerBase:
     _writer: BackgroundWriter | None
     _interruption: Any
 
+    def _overrides(self, method: str) -> bool:
+        """Tell whether a class from outside of this package defines a method in place of ours."""
+        kind = next(kind for kind in type(self).__mro__ if method in vars(kind))
+        return kind.__module__.partition(".")[0] != "trainer"
+
     if TYPE_CHECKING:  # methods of the other mixins
 
         def __getattr__(self, name: str) -> Any: ...

@@ -131,9 +131,9 @@ class EvaluationMixin(TrainerBase):
     def _sharded(self) -> AbstractContextManager[None]:
         """Distribute the model if that is asked for and not done; afterwards it is in parts again."""
         if self._zero is not None and self._zero.partitions:
-            from trainer.distributed import deepspeed_engine
+            from trainer.distributed import deepspeed_contexts
 
-            return deepspeed_engine.evaluating(self)
+            return deepspeed_contexts.evaluating(self)
         if not fsdp_plan.wanted(self.args):
             return nullcontext()
         from trainer.distributed import fsdp

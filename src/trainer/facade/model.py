@@ -108,7 +108,8 @@ class ModelMixin(TrainerBase):
         """Load the weights in a checkpoint's folder into the model.
 
         A run that is resumed has its weights, bit for bit, from the checkpoint's train state; an override
-        is called in place of that.
+        is called in place of that, but for ``fsdp`` and ``deepspeed``, which refuse it: there every
+        process reads its parts.
         """
         modeling.load_weights(self.model if model is None else model, Path(resume_from_checkpoint))
 
@@ -139,15 +140,15 @@ class ModelMixin(TrainerBase):
     def _models_in_parts(self) -> AbstractContextManager[None]:
         if self._zero is None:
             return nullcontext()
-        from trainer.distributed import deepspeed_engine
+        from trainer.distributed import deepspeed_contexts
 
-        return deepspeed_engine.models_in_parts(self)
+        return deepspeed_contexts.models_in_parts(self)
 
     def _drop_engine(self) -> None:
         if self._zero is not None and self._zero.engine is not None:
-            from trainer.distributed import deepspeed_engine
+            from trainer.distributed import deepspeed_contexts
 
-            deepspeed_engine.drop(self._zero)
+            deepspeed_contexts.drop(self._zero)
 
     def _place_model(self) -> None:
         refuse_tensor_parallel(self.model)

@@ -160,9 +160,9 @@ class OptimizerMixin(TrainerBase):
         At its end the model has the weights that are to be evaluated and saved.
         """
         if self._zero is not None:  # the engine has the only weights
-            from trainer.distributed import deepspeed_engine
+            from trainer.distributed import deepspeed_contexts
 
-            with deepspeed_engine.as_launched(self):
+            with deepspeed_contexts.updating(self):
                 yield
             return
         adopted = self._adopt_optimizer()

@@ -74,7 +74,8 @@ class OutputMixin(TrainerBase):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Write weights, configuration, processor and ``training_args.json``.
 
-        Checkpoints are written through this method, too, with ``_internal_call=True``. Of several
+        Checkpoints are written through this method, too, with ``_internal_call=True``, except with
+        ``fsdp`` and ``deepspeed``, which refuse an override of it if there are checkpoints. Of several
         processes only those write that ``args.should_save`` names; all may call it, and with ``fsdp`` or
         ``deepspeed`` all must: process 0 gathers the weights on its host and writes them, whatever
         ``state_dict_type`` says. With ZeRO stage 3 that takes
@@ -83,9 +84,9 @@ class OutputMixin(TrainerBase):
         folder = Path(output_dir or str(self.args.output_dir))
         tensors = self._gathered_model() if fsdp_plan.wanted(self.args) else None
         if self._zero is not None:
-            from trainer.distributed import deepspeed_state
+            from trainer.distributed import deepspeed_model
 
-            deepspeed_state.save_model(self, folder)
+            deepspeed_model.save_model(self, folder)
         elif self.args.should_save:
             self._save(str(folder), state_dict=tensors)
         if self.args.should_save and not _internal_call:  # a checkpoint brings its own
@@ -96,7 +97,8 @@ class OutputMixin(TrainerBase):
     ) -> None:
         """Write weights, configuration and processor; ``state_dict`` stands in for the model's own.
 
-        ``save_model``, and with it every checkpoint, writes through this method.
+        ``save_model`` and checkpoints write through this method wherever they hold whole weights. Where
+        they hold parts, an override is refused at construction.
         """
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +146,7 @@ class OutputMixin(TrainerBase):
             self.callback_handler.callbacks, self.control, self.state.stateful_callbacks
         )
 
-    def _determine_best_metric(self, metrics: dict[str, float]) -> bool:
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any = None) -> bool:
         return saving.note_best(self.args, self.state, metrics)
 
     def _sync_buffers(self) -> None:
@@ -157,14 +159,16 @@ class OutputMixin(TrainerBase):
                     kept.copy_(buffer)
 
     def _make_writer(self) -> BackgroundWriter | None:
-        if fsdp_plan.wanted(self.args):
+        if not self.args.async_save:
+            return None
+        if fsdp_plan.wanted(self.args) and fsdp_plan.in_parts(self.args):
             from trainer.distributed import fsdp_state
 
             return fsdp_state.make_writer(self)
-        if not self.args.async_save or not self.args.should_save:
+        if not self.args.should_save:
             return None
         for name in ("save_model", "_save"):
-            if getattr(type(self), name) is not getattr(OutputMixin, name):
+            if self._overrides(name):
                 logger.warning(
                     "async_save is off: %s overrides %s, which reads the live model.",
                     type(self).__name__,
@@ -183,6 +187,10 @@ class OutputMixin(TrainerBase):
         tensors = self._model_tensors() if tensors is None else tensors
         modeling.save_weights(self.model, folder, tensors)
         self._write_processor(folder)
+
+    def _save_tensors(self, folder: Path, tensors: Mapping[str, Tensor]) -> None:
+        """Let ``_save`` write whole weights that several processes have brought together."""
+        self._save(str(folder), state_dict=tensors)
 
     def _write_beside_weights(self, folder: Path) -> None:
         """Write what a model's folder holds besides its weights, which are saved in parts."""

@@ -16,6 +16,7 @@ import trainstep as ts
 from support.ranks.launch import report
 from support.ranks.same import Split, Words, words
 from support.shell import Scored, logged, make_trainer, samples, scored, timeless
+from trainer import Trainer
 from trainer.checkpoint import CheckpointError, io
 from trainer.distributed import agree
 from trainer.distributed.fsdp import is_sharded
@@ -229,6 +230,14 @@ def held(folder: Path) -> dict[str, Any]:
     }
 
 
+class Noting(Trainer):
+    """Adds a file to what it saves."""
+
+    def _save(self, output_dir: Any = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        (Path(output_dir) / "note.txt").write_text(" ".join(state_dict))
+
+
 def saves(folder: Path) -> dict[str, Any]:
     """Runs that save in parts, at once and in threads, and as a whole; what they come to."""
     found: dict[str, Any] = {}
@@ -237,6 +246,7 @@ def saves(folder: Path) -> dict[str, Any]:
         "threads": {"async_save": True},
         "whole": {"config": FULL},
         "whole threads": {"config": FULL, "async_save": True},
+        "own": {"config": FULL, "async_save": True, "make": Noting},
     }
     for name, changes in kinds.items():
         trainer = long_run(folder / name, save_strategy="steps", save_steps=2, **changes)

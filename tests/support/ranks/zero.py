@@ -12,9 +12,10 @@ from torch import Tensor
 import trainstep as ts
 from support.ranks.launch import report
 from support.shell import logged, make_trainer, samples, scored, timeless
+from trainer import Trainer
 from trainer.checkpoint import CheckpointError
 from trainer.distributed import agree
-from trainer.distributed.deepspeed_state import gathered_model
+from trainer.distributed.deepspeed_model import gathered_model
 
 WORLD = int(os.environ.get("WORLD_SIZE", "1"))
 RANK = int(os.environ.get("RANK", "0"))
@@ -60,7 +61,7 @@ def prepared(folder: Path, config: dict[str, Any] | None, **changes: Any) -> Any
 
 def weights(trainer: Any) -> list[float]:
     """All weights on process 0; every process must ask."""
-    if trainer.deepspeed is None:
+    if trainer._zero is None:
         tensors: dict[str, Tensor] = trainer.train_state.params
     else:
         tensors = gathered_model(trainer)
@@ -99,6 +100,50 @@ def again(folder: Path) -> dict[str, Any]:
     schedule = prepared(folder, zero(2, scheduler=WARMUP))
     schedule.train()
     found["schedule"] = told(schedule.train)
+    return found
+
+
+class Broken(RuntimeError):
+    """What a training is interrupted with."""
+
+
+class Breaking(Trainer):
+    """Fails once, in the fourth micro-batch: the second one of an update."""
+
+    left = 4
+
+    def training_step(self, *args: Any, **options: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise Broken
+        return super().training_step(*args, **options)
+
+
+def broken(folder: Path) -> dict[str, Any]:
+    """A training that an error ends in the middle of an update; another goes on from its weights."""
+    found: dict[str, Any] = {}
+    for name, config in (
+        ("2", zero(2)),
+        ("3", zero(3)),
+        ("theirs", zero(2, optimizer=ADAM)),
+    ):
+        trainer = prepared(folder / name, config, make=Breaking, warmup_steps=0)
+        before = weights(trainer)
+        try:
+            trainer.train()
+        except Broken:
+            found[f"{name} engine"] = str(trainer.deepspeed)
+        there = gathered_model(trainer)
+        whole = agree.from_first(trainer._ranks, there)
+        model = scored("dropout")
+        model.load_state_dict(whole)
+        found[f"{name} moved"] = before != weights(trainer)
+        trainer.evaluate()
+        trainer.train()
+        fresh = prepared(folder / name, config, model=model, warmup_steps=0)
+        fresh.train()
+        found[name] = [logged(one, "loss") for one in (trainer, fresh)]
+        found[f"{name} weights"] = [weights(one) for one in (trainer, fresh)]
     return found
 
 
@@ -184,7 +229,7 @@ def parts(folder: Path) -> dict[str, Any]:
     from transformers import BertConfig, BertForSequenceClassification
     from transformers.integrations import is_deepspeed_zero3_enabled
 
-    from trainer import Trainer, TrainingArguments
+    from trainer import TrainingArguments
 
     found: dict[str, Any] = {}
     before = prepared(folder, zero(3))
@@ -241,8 +286,6 @@ def parts(folder: Path) -> dict[str, Any]:
 
 
 def _without_model(model: Any, args: Any, **more: Any) -> Any:
-    from trainer import Trainer
-
     return Trainer(None, args, **more)
 
 
@@ -286,7 +329,7 @@ def alone(folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     target, what = sys.argv[1:3]
-    known = (trained, again, saves, disk, parts, launched, alone)
+    known = (trained, again, broken, saves, disk, parts, launched, alone)
     table = {part.__name__: part for part in known}
     result = {one: table[one](Path(target) / one) for one in what.split(",")}
     report(Path(target), json.loads(json.dumps(result)))
