@@ -31,6 +31,7 @@ class Records:
     def __init__(self, trainer: Any, run: Run, meter: Meter, *, late: bool) -> None:
         self._trainer, self._run, self._meter = trainer, run, meter
         self._late = late
+        self._timed = takes(trainer.log, "start_time")  # overrides may be written log(self, logs)
         self._left: int | None = None
 
     def __enter__(self) -> "Records":
@@ -73,9 +74,9 @@ class Records:
         logs = {"loss": loss, **meter.latest}
         if trainer._figures is not None:
             logs |= trainer._figures.take()
-        if takes(trainer.log, "start_time"):
+        if self._timed:
             trainer.log(logs, meter.started)
-        else:  # an override written log(self, logs)
+        else:
             trainer.log(logs)
 
     def _unnoticed(self) -> bool:

@@ -149,7 +149,7 @@ class CapturedStep:
         if self._met.get(id(first)) is not first:  # not a tensor that comes again and again
             self._met[id(first)] = first
             return None
-        read = (first, loss.total, loss.weight, *(loss.buffers or {}).values())
+        read = (first, loss.root[0], loss.weight, *(loss.buffers or {}).values())
         which = (id(first), *hyper)  # a recording reads the rates that there were, and no others
         known = self._updates.get(which)
         if known is None:

@@ -41,16 +41,25 @@ class Loss:
             weight, so a name may not be that of another metric.
     """
 
-    total: Tensor
+    _total: Tensor | None
     weight: Tensor | float = 1
     buffers: Buffers | None = None
     aux: dict[str, Tensor] = field(factory=dict, converter=_as_tensors)
     _mean: Tensor | None = field(default=None, repr=False, kw_only=True)
 
     @classmethod
-    def from_mean(cls, mean: Tensor, items: int, **fields: Any) -> "Loss":
+    def from_mean(cls, mean: Tensor, items: float, **fields: Any) -> "Loss":
         """Make a loss from a mean over ``items`` items; alone, it is used without any rescaling."""
-        return cls(mean * items, items, **fields, mean=mean)
+        return cls(None, items, **fields, mean=mean)
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of the loss over the items; of a loss made from a mean, computed when it is asked for."""
+        if self._total is not None:
+            return self._total
+        if self._mean is None:
+            raise TypeError("Loss: total must be a zero-dimensional tensor, got None")
+        return self._mean * self.weight
 
     @property
     def value(self) -> Tensor:
@@ -144,8 +153,8 @@ def check_aux(where: str, aux: Mapping[str, Tensor], taken: Collection[str]) -> 
 def _as_loss(result: Any, batch: Any, buffers: Buffers) -> Loss:
     if isinstance(result, Loss):
         loss = result if result.buffers is not None else evolve(result, buffers=buffers)
-        if loss.total.ndim:
-            raise ValueError(_not_scalar(loss.total))
+        if loss.root[0].ndim:
+            raise ValueError(_not_scalar(loss.root[0]))
         return loss
     if not isinstance(result, Tensor):
         raise TypeError(

@@ -65,11 +65,15 @@ class Sums:
     def mean(self) -> tuple[Loss, Grads]:
         """Divide once and return ``(loss, grads)``; overwrites these gradients."""
         grads = list(self.grads.values())
-        with torch.no_grad():
-            if isinstance(self.weight, Tensor) or self.weight != 1:
-                torch._foreach_div_(grads, self.weight)
+        if not isinstance(self.weight, Tensor) and self.weight == 1:  # a single mean, say
             if self.scale is not None:
                 unscale_(grads, self.scale)
+            mean = Loss.from_mean(self.total, self.unit, buffers=self.buffers, aux=self.aux)
+            return mean, self.grads
+        with torch.no_grad():
+            torch._foreach_div_(grads, self.weight)
+        if self.scale is not None:
+            unscale_(grads, self.scale)
         loss = Loss(
             self.total * self.unit,
             self.weight * self.unit,
