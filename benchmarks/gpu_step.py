@@ -7,6 +7,8 @@ trainers load theirs from a dataset in memory, log every 50 steps, and save noth
 """
 
 import argparse
+import contextlib
+import importlib
 import json
 import os
 import platform
@@ -37,6 +39,16 @@ SIDES = {
     "lightning": "Lightning Trainer, no clipping",
     "jax": "JAX, jit, donated",
 }
+_TRAINER = ("torch._dynamo", "accelerate")
+IMPORTS = {
+    **dict.fromkeys(
+        ("loop_compiled", "step_compiled", "step_both", "step_whole"), ("torch._inductor",)
+    ),
+    **dict.fromkeys(("trainer_off", "trainer", "trainer_compiled"), (*_TRAINER, "trainer.trainer")),
+    **dict.fromkeys(("hf", "hf_compiled"), (*_TRAINER, "transformers.trainer")),
+    "lightning": ("pytorch_lightning",),
+}
+"""What a side needs, and imports before its first turn."""
 LR, DECAY, CLIP = 3e-4, 0.1, 1.0
 TURNS = {"small": 100, "124M": 10, "350M": 5}
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bf16, dense, per second
@@ -225,13 +237,19 @@ def work(side: str, name: str, accumulation: int) -> None:
     if side == "jax":
         import jax_gpt
 
-        jax_gpt.run(size, lambda wait: turns.Gate(steps, 2, 8, wait), accumulation)
+        def gate(wait: Callable[[], Any]) -> turns.Gate:
+            return turns.Gate(steps, 2, 8, wait, waits=True)
+
+        jax_gpt.run(size, gate, accumulation)
         return
     import torch
 
     torch.set_float32_matmul_precision("high")
-    rest = torch.cuda.empty_cache  # all contenders lie on the GPU at once
-    contender(side, size, accumulation)(turns.Gate(steps, 3, 12, torch.cuda.synchronize, rest))
+    for module in IMPORTS.get(side, ()):  # while the others do the same
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+    wait, rest = torch.cuda.synchronize, torch.cuda.empty_cache  # all lie on the GPU at once
+    contender(side, size, accumulation)(turns.Gate(steps, 3, 12, wait, rest, waits=True))
 
 
 def versions() -> dict[str, str]:
@@ -273,16 +291,21 @@ def main() -> None:
             side: [sys.executable, __file__, "--work", side, name, str(options.accumulation)]
             for side in options.sides
         }
-        times = turns.compete(commands, options.rounds, SIDES)
+
+        def keep(times: turns.Times, name: str = name) -> None:
+            results[name] = times
+            if options.json:
+                options.json.write_text(json.dumps(results, indent=2))
+
+        times = turns.compete(
+            commands, options.rounds, SIDES, together=True, patience=300, after=keep
+        )
         count = sum(p.numel() for p in gpt.build(size, "meta").parameters())
         flops = gpt.flops(size, count) * options.accumulation
         mfu = ("MFU", lambda ms, f=flops: f"{f / (ms / 1e3) / peak:.1%}") if peak else None
         shape = f"{size.batch} x {size.length}, accumulation {options.accumulation}"
         print(f"\n### GPT {name}, {count / 1e6:.0f} M parameters, batch {shape}\n")
         print(turns.table(times, SIDES, "loop", mfu), flush=True)
-        results[name] = times
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":
