@@ -80,7 +80,8 @@ class GPT(nn.Module):
 def build(size: Size, device: str, dropout: float = 0.0) -> GPT:
     """Make a model with the same weights every time."""
     torch.manual_seed(0)
-    return GPT(size, dropout).to(device)
+    with torch.device(device):  # drawn there: hundreds of millions of numbers take the host seconds
+        return GPT(size, dropout)
 
 
 def batch(size: Size, seed: int = 1) -> dict[str, Tensor]:

@@ -7,8 +7,6 @@ trainers load theirs from a dataset in memory, log every 50 steps, and save noth
 """
 
 import argparse
-import contextlib
-import importlib
 import json
 import os
 import platform
@@ -39,23 +37,15 @@ SIDES = {
     "lightning": "Lightning Trainer, no clipping",
     "jax": "JAX, jit, donated",
 }
-_TRAINER = ("torch._dynamo", "accelerate")
-IMPORTS = {
-    **dict.fromkeys(
-        ("loop_compiled", "step_compiled", "step_both", "step_whole"), ("torch._inductor",)
-    ),
-    **dict.fromkeys(("trainer_off", "trainer", "trainer_compiled"), (*_TRAINER, "trainer.trainer")),
-    **dict.fromkeys(("hf", "hf_compiled"), (*_TRAINER, "transformers.trainer")),
-    "lightning": ("pytorch_lightning",),
-}
-"""What a side needs, and imports before its first turn."""
 LR, DECAY, CLIP = 3e-4, 0.1, 1.0
 TURNS = {"small": 100, "124M": 10, "350M": 5}
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bf16, dense, per second
 FOREVER = 10**6
+MakeGate = Callable[[], Callable[[], None]]
+"""Waits for the first turn and returns what is called after every step."""
 
 
-def run_loop(size: gpt.Size, gate: Any, accumulation: int, compiled: bool) -> None:
+def run_loop(size: gpt.Size, make_gate: MakeGate, accumulation: int, compiled: bool) -> None:
     """Train as one writes it by hand."""
     import torch
 
@@ -63,6 +53,7 @@ def run_loop(size: gpt.Size, gate: Any, accumulation: int, compiled: bool) -> No
     forward = torch.compile(model) if compiled else model
     optimizer = torch.optim.AdamW(model.parameters(), LR, weight_decay=DECAY, fused=True)
     batch = {name: tensor.cuda() for name, tensor in gpt.batch(size).items()}
+    gate = make_gate()
     while True:
         for _ in range(accumulation):
             with torch.autocast("cuda", torch.bfloat16):
@@ -74,7 +65,9 @@ def run_loop(size: gpt.Size, gate: Any, accumulation: int, compiled: bool) -> No
         gate()
 
 
-def run_step(size: gpt.Size, gate: Any, accumulation: int, lower: tuple[str, ...]) -> None:
+def run_step(
+    size: gpt.Size, make_gate: MakeGate, accumulation: int, lower: tuple[str, ...]
+) -> None:
     """Train with the pure step."""
     import torch
 
@@ -103,6 +96,7 @@ def run_step(size: gpt.Size, gate: Any, accumulation: int, lower: tuple[str, ...
     for name in lower:
         step = lowerings[name](step)
     batch = {n: t.cuda().repeat(accumulation, 1) for n, t in gpt.batch(size).items()}
+    gate = make_gate()
     while True:
         state, _ = step(state, batch)
         gate()
@@ -129,7 +123,7 @@ class Tokens:
 
 def run_trainer(
     size: gpt.Size,
-    gate: Any,
+    make_gate: MakeGate,
     accumulation: int,
     library: str,
     device: str = "cuda",
@@ -144,9 +138,13 @@ def run_trainer(
 
     class Turn(TrainerCallback):
         same_on_all_ranks = True  # it sets no switch, so ranks need not tell each other of it
+        gate: Callable[[], None]
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.gate = make_gate()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            gate()
+            self.gate()
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
@@ -169,7 +167,7 @@ def run_trainer(
         Trainer(model, arguments, train_dataset=Tokens(size), callbacks=[Turn()]).train()
 
 
-def run_lightning(size: gpt.Size, gate: Any, accumulation: int) -> None:
+def run_lightning(size: gpt.Size, make_gate: MakeGate, accumulation: int) -> None:
     """Train with Lightning."""
     import torch
 
@@ -182,6 +180,10 @@ def run_lightning(size: gpt.Size, gate: Any, accumulation: int) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.model = gpt.build(size, "cuda")
+            self.gate: Any = None
+
+        def on_train_start(self) -> None:
+            self.gate = make_gate()
 
         def training_step(self, data: Any, index: int) -> Any:
             return self.model(**data)["loss"]
@@ -190,7 +192,7 @@ def run_lightning(size: gpt.Size, gate: Any, accumulation: int) -> None:
             return torch.optim.AdamW(self.parameters(), LR, weight_decay=DECAY, fused=True)
 
         def on_before_zero_grad(self, optimizer: Any) -> None:
-            gate()
+            self.gate()
 
     lightning.Trainer(
         accelerator="gpu",
@@ -205,8 +207,11 @@ def run_lightning(size: gpt.Size, gate: Any, accumulation: int) -> None:
     ).fit(Module(), torch.utils.data.DataLoader(Tokens(size), size.batch, shuffle=True))
 
 
-def contender(side: str, size: gpt.Size, accumulation: int) -> Callable[[Any], None]:
-    """Return the function that trains as ``side`` does, calling its argument after every step."""
+def contender(side: str, size: gpt.Size, accumulation: int) -> Callable[[MakeGate], None]:
+    """Return the function that trains as ``side`` does.
+
+    It makes a gate when all is ready for the first step, and calls that after every step.
+    """
     lower = {
         "step": ("donate",),
         "step_captured": ("capture",),
@@ -222,12 +227,12 @@ def contender(side: str, size: gpt.Size, accumulation: int) -> Callable[[Any], N
         "hf_compiled": {"library": "hf", "torch_compile": True},
     }
     if side in lower:
-        return lambda gate: run_step(size, gate, accumulation, lower[side])
+        return lambda make_gate: run_step(size, make_gate, accumulation, lower[side])
     if side in options:
-        return lambda gate: run_trainer(size, gate, accumulation, **options[side])
+        return lambda make_gate: run_trainer(size, make_gate, accumulation, **options[side])
     if side == "lightning":
-        return lambda gate: run_lightning(size, gate, accumulation)
-    return lambda gate: run_loop(size, gate, accumulation, side == "loop_compiled")
+        return lambda make_gate: run_lightning(size, make_gate, accumulation)
+    return lambda make_gate: run_loop(size, make_gate, accumulation, side == "loop_compiled")
 
 
 def work(side: str, name: str, accumulation: int) -> None:
@@ -245,11 +250,8 @@ def work(side: str, name: str, accumulation: int) -> None:
     import torch
 
     torch.set_float32_matmul_precision("high")
-    for module in IMPORTS.get(side, ()):  # while the others do the same
-        with contextlib.suppress(ImportError):
-            importlib.import_module(module)
     wait, rest = torch.cuda.synchronize, torch.cuda.empty_cache  # all lie on the GPU at once
-    contender(side, size, accumulation)(turns.Gate(steps, 3, 12, wait, rest, waits=True))
+    contender(side, size, accumulation)(lambda: turns.Gate(steps, 3, 12, wait, rest, waits=True))
 
 
 def versions() -> dict[str, str]:

@@ -95,7 +95,8 @@ def make(side: str, size: gpt.Size, device: str) -> Step:
     """Return the step of a side."""
     torch.manual_seed(0)
     kind = Chunked if side.endswith("head") else gpt.GPT
-    model = kind(size).to(device)
+    with torch.device(device):
+        model = kind(size)
     if side == "loop":
         return loop_step(model, device)
     return pure_step(model, device, ts.capture if side.startswith("captured") else ts.donate)

@@ -77,6 +77,7 @@ class _Worker:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
+        self._said = ""
         pipe = subprocess.PIPE
         self._process: Any = subprocess.Popen(
             list(command), stdin=pipe, stdout=pipe, stderr=self._log, text=True
@@ -89,10 +90,26 @@ class _Worker:
             self._process.stdin.flush()
 
     def answer(self, patience: float | None) -> float | None:
-        """Return the time it reports; None if it has ended, or says nothing for so many seconds."""
-        said, _, _ = select.select([self._process.stdout], [], [], patience)
-        line = self._process.stdout.readline() if said else ""
-        return float(line) if line else None
+        """Return the time it reports; None if it has ended, or says nothing for so many seconds.
+
+        What libraries print before there is a gate is passed over.
+        """
+        while True:
+            for line in iter(self._next_line, None):
+                with contextlib.suppress(ValueError):
+                    return float(line)
+            ready, _, _ = select.select([self._process.stdout], [], [], patience)
+            more = os.read(self._process.stdout.fileno(), 2**16) if ready else b""
+            if not more:
+                return None
+            self._said += more.decode(errors="replace")
+
+    def _next_line(self) -> str | None:
+        line, end, rest = self._said.partition("\n")
+        if not end:
+            return None
+        self._said = rest
+        return line
 
     def log(self) -> list[str]:
         """Return the lines that it has written so far."""

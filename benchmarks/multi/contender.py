@@ -37,11 +37,12 @@ class Gate:
         self._device, self._facts, self._trace = device, facts, trace
         self._length, self._last = steps + WARM, rounds + 1
         self._left, self._turn = self._length, 0
-        self._group: Any = None
         self._profile: Any = None
+        self._group = self._join()
         self._gate = None
         if os.environ.get("RANK", "0") == "0":
             self._gate = turns.Gate(steps, WARM, steps + WARM, self._wait, self._rest, waits=True)
+        self._meet()
 
     def __call__(self) -> None:
         """Count a step."""
@@ -91,15 +92,20 @@ class Gate:
 
         return torch.cuda.max_memory_allocated() if self._device == "cuda" else None
 
-    def _meet(self) -> None:
+    def _join(self) -> Any:
         import torch.distributed as dist
 
         if not dist.is_initialized() or dist.get_world_size() == 1:
+            return None
+        return dist.new_group(backend="gloo", timeout=timedelta(hours=1))
+
+    def _meet(self) -> None:
+        if self._group is None:
             return
+        import torch.distributed as dist
+
         if self._gate is None:
             self._rest()
-        if self._group is None:
-            self._group = dist.new_group(backend="gloo", timeout=timedelta(hours=1))
         dist.barrier(self._group)
 
     def _write(self, found: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ THROUGHPUT = (
 )
 CAPTURE = ("loop_one", "ddp", "pure", "captured", "exact", "exact_captured")
 EXACT = ("trainer_det", "trainer_exact")
-SCALED = ("ddp", "trainer", "fsdp", "trainer_fsdp")
+SCALED = ("ddp", "trainer")
 """Sides that are measured on 2 GPUs as well, where there are more."""
 
 Write = Callable[[dict[str, Any]], None]

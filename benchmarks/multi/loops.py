@@ -13,6 +13,7 @@ import gpt
 from gpu_step import CLIP, DECAY, FOREVER, LR
 
 Gate = Callable[[], None]
+MakeGate = Callable[[], Gate]
 
 
 def batch_of(size: gpt.Size, device: str) -> dict[str, Tensor]:
@@ -21,24 +22,24 @@ def batch_of(size: gpt.Size, device: str) -> dict[str, Tensor]:
     return {name: tensor.to(device) for name, tensor in made.items()}
 
 
-def run_loop(size: gpt.Size, device: str, gate: Gate) -> None:
+def run_loop(size: gpt.Size, device: str, make_gate: MakeGate) -> None:
     """Train with DDP, or without if there is no group."""
     model = gpt.build(size, device)
     wrapped: Any = model
     if dist.is_initialized():
         ids = [torch.cuda.current_device()] if device == "cuda" else None
         wrapped = torch.nn.parallel.DistributedDataParallel(model, device_ids=ids)
-    _train(model, wrapped, batch_of(size, device), device, gate, autocast=True)
+    _train(model, wrapped, batch_of(size, device), device, make_gate(), autocast=True)
 
 
-def run_fsdp(size: gpt.Size, device: str, gate: Gate, autocast: bool = True) -> None:
+def run_fsdp(size: gpt.Size, device: str, make_gate: MakeGate, autocast: bool = True) -> None:
     """Train with ``fully_shard``, parameters gathered in bfloat16 and gradients averaged in float32."""
     model = gpt.build(size, device)
     policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     for block in model.blocks:
         fully_shard(block, mp_policy=policy)
     fully_shard(model, mp_policy=policy)
-    _train(model, model, batch_of(size, device), device, gate, autocast)
+    _train(model, model, batch_of(size, device), device, make_gate(), autocast)
 
 
 def _train(
@@ -73,7 +74,7 @@ def pure_step(model: Any, device: str, **options: Any) -> Any:
 
 
 def run_pure(
-    size: gpt.Size, device: str, gate: Gate, exact: bool = False, captured: bool = False
+    size: gpt.Size, device: str, make_gate: MakeGate, exact: bool = False, captured: bool = False
 ) -> None:
     """Train with ``data_parallel``, donated or captured with what ranks exchange."""
     import trainstep as ts
@@ -85,7 +86,7 @@ def run_pure(
         step: Any = ts.capture(ts.data_parallel(plain, exact=exact))
     else:
         step = ts.data_parallel(ts.donate(plain), exact=exact)
-    batch = batch_of(size, device)
+    batch, gate = batch_of(size, device), make_gate()
     while True:
         state, _ = step(state, batch)
         gate()

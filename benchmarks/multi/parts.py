@@ -161,11 +161,11 @@ _DRY = {
 
 PARTS: dict[str, tuple[float, Part]] = {
     "about": (60, about),
-    "throughput 124M": (130, throughput("124M", 5)),
+    "throughput 124M": (160, throughput("124M", 5)),
     "exact digests": (90, exact_digests),
     "resume": (120, resume),
     "capture": (100, capture),
-    "throughput 350M": (110, throughput("350M", 4)),
+    "throughput 350M": (130, throughput("350M", 4)),
     "exact cost": (60, exact_cost),
 }
 """Seconds that each may take, and what it does; the first ones matter most."""

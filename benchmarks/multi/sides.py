@@ -1,6 +1,5 @@
 """Who is measured: loops written by hand, pure steps and Trainers, on one process or several."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -87,35 +86,23 @@ SIDES = {
     ),
 }
 
-# PyTorch imports the first of them in the first step otherwise.
-_NEEDED = {
-    ("loop", "ours"): ("torch._dynamo",),
-    ("fsdp", "ours"): ("torch._dynamo",),
-    ("pure", "ours"): ("trainstep",),
-    ("trainer", "ours"): ("torch._dynamo", "accelerate", "trainer.trainer"),
-    ("trainer", "hf"): ("torch._dynamo", "accelerate", "transformers.trainer"),
-}
-
 
 def run(side: Side, size: Any, device: str, make_gate: Callable[[], Callable[[], None]]) -> None:
     """Train as ``side`` does, for ever, calling the gate after every step.
 
-    What is needed is imported before the gate is made, which may wait: others import meanwhile.
+    The gate, which may wait, is made when all is ready for the first step: others prepare meanwhile.
     """
-    for module in _NEEDED[side.kind, side.options.get("library", "ours")]:
-        importlib.import_module(module)
     import gpu_step
     from multi import loops, ranks
 
     options = dict(side.options)
     library = options.pop("library", "ours")
-    gate = make_gate()
     ranks.place(device)
     if side.kind == "trainer":
         if device == "cpu":
             options["use_cpu"] = True
-        gpu_step.run_trainer(size, gate, 1, library, device, **options)
+        gpu_step.run_trainer(size, make_gate, 1, library, device, **options)
         return
     ranks.join(device)
     run_one = {"loop": loops.run_loop, "fsdp": loops.run_fsdp, "pure": loops.run_pure}[side.kind]
-    run_one(size, device, gate, **options)
+    run_one(size, device, make_gate, **options)

@@ -300,6 +300,7 @@ def test_peak_memory_on_the_gpu(tracked: bool, tmp_path: Path) -> None:
     assert peaks[0] < 0.25 <= peaks[1]
     if tracked:  # the report at the end is of the whole training, so the peak is not taken back
         assert peaks[2] >= 0.25
-        assert result.metrics["train_mem_gpu_peaked_delta"] >= 2**28
+        # Counted from what was held at the end, a few tensors more than when the peak was reached.
+        assert result.metrics["train_mem_gpu_peaked_delta"] > 0.99 * 2**28
     else:
         assert peaks[2] < 0.25
