@@ -109,12 +109,13 @@ def floating_point_ops(model: nn.Module, inputs: Any) -> int:
         0 if the batch has no main input, or the model no ``num_parameters(exclude_embeddings=...)``.
     """
     model = modeling.unwrap(model)
-    main = _main_input(inputs, main_input_name(model))
-    if main is None:
+    count = _parameters.get(model)
+    if count is None:
+        count = _parameters[model] = _count_parameters(model)
+    if not count:
         return 0
-    if model not in _parameters:
-        _parameters[model] = _count_parameters(model)
-    return 6 * main.numel() * _parameters[model]
+    main = _main_input(inputs, getattr(model, "main_input_name", "input_ids"))
+    return 0 if main is None else 6 * main.numel() * count
 
 
 def recount_parameters(model: nn.Module) -> None:

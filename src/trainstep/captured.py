@@ -120,6 +120,8 @@ class CapturedStep:
 
         def body(given: Hyper, key: Any) -> tuple[TrainState | None, Packed]:
             result, metrics = self.step.update(state.evolve(), loss, grads, given, key)
+            if "lr" in hyper:  # the host knows it; reading it back would be one more copy in every step
+                del metrics["lr"]
             packed = pack(metrics)  # before the tensors are overwritten that some of them are
             return (None if settled(state, result) else result), packed
 
@@ -131,7 +133,7 @@ class CapturedStep:
             placed = self._place(hyper, stages.device)
             elsewhere, packed = stages(lambda key: body(placed, key), key)
         metrics = unpack(packed)
-        if "lr" in metrics and "lr" in hyper:
+        if "lr" in hyper:
             metrics["lr"] = torch.as_tensor(hyper["lr"], dtype=torch.float64)
         after = state if elsewhere is None else elsewhere
         self._home = after.evolve(step=state.step + 1, key=state.key)

@@ -30,11 +30,13 @@ def local(leaf: Any) -> Any:
     return leaf.to_local() if is_sharded(leaf) else leaf
 
 
+@torch.no_grad()  # a part is taken out of its tensor by an operation of autograd's otherwise
 def norms(tensors: list[Tensor]) -> list[Tensor]:
     """Return the Euclidean norm of each tensor, with all entries of those that are in parts.
 
     Tensors are of one device and dtype. Parts are measured here and their squares added up over the
-    processes: one operation for all tensors that lie on the same mesh, and no copy of any of them.
+    processes: one operation for all tensors that lie on the same mesh, and no copy of any of them. The
+    norms carry no gradient.
     """
     measured = list(torch._foreach_norm([local(tensor) for tensor in tensors]))
     groups: dict[Any, list[int]] = {}
@@ -47,8 +49,9 @@ def norms(tensors: list[Tensor]) -> list[Tensor]:
         squares = squares.to(mesh.device_type)  # from where parts may be kept, see ``whole``
         for dimension in dimensions:
             dist.all_reduce(squares, group=mesh.get_group(dimension))
-        for place, norm in zip(places, squares.sqrt_().unbind(), strict=True):
-            measured[place] = norm.to(measured[place])
+        together = squares.sqrt_().to(measured[places[0]])
+        for place, norm in zip(places, together.unbind(), strict=True):
+            measured[place] = norm
     return measured
 
 

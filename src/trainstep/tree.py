@@ -109,13 +109,16 @@ def global_norm(tensors: Iterable[Tensor]) -> Tensor:
         A zero-dimensional tensor; zero if there are no tensors.
     """
     norms: list[Tensor] = []
-    for group in by_device_and_dtype(list(tensors)):
-        parts = any(map(sharded.is_sharded, group))
+    groups = by_device_and_dtype(list(tensors))
+    for group in groups:
+        parts = any(sharded.is_sharded(tensor) for tensor in group)
         norms.extend(sharded.norms(group) if parts else torch._foreach_norm(group))
     if not norms:
         return torch.zeros(())
-    device = norms[0].device
-    return torch.linalg.vector_norm(torch.stack([norm.to(device) for norm in norms]))
+    if len(groups) > 1:
+        device = norms[0].device
+        norms = [norm.to(device) for norm in norms]
+    return torch.linalg.vector_norm(torch.stack(norms))
 
 
 def by_device_and_dtype(tensors: list[Tensor]) -> list[list[Tensor]]:

@@ -140,7 +140,7 @@ class LossMixin(TrainerBase):
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Estimate the operations of a batch, forward and backward; 0 where it cannot be told."""
-        return floating_point_ops(modeling.unwrap(self.model), inputs)
+        return floating_point_ops(self.model, inputs)
 
     def _prepare_inputs(self, inputs: Any) -> Any:
         prepared = self._prepare_input(inputs)
