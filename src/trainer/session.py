@@ -10,12 +10,12 @@ from typing import Any
 import trainstep as ts
 from trainer import digest_log, distributed, saving
 from trainer.callbacks import TrainerState
-from trainer.checkpoint import CheckpointError, Loaded
+from trainer.checkpoint import Loaded
 from trainer.data.feed import Feed
 from trainer.data.prefetch import Prefetch
 from trainer.distributed import agree
 from trainer.engine import no_loss
-from trainer.figures import Figures, timed
+from trainer.figures import Figures
 from trainer.interrupt import Asked, Interruption
 from trainer.loop import Event, Run, events
 from trainer.lowering import engage, recorded
@@ -27,6 +27,7 @@ from trainer.optimizers import Rates
 from trainer.outputs import TrainOutput
 from trainer.plan import Plan
 from trainer.preparation import counted
+from trainer.reactions import Reactions, write
 from trainer.records import Records
 
 logger = logging.getLogger(__name__)
@@ -72,12 +73,13 @@ def _train(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) ->
     with signals, leaving, trainer._updating(run):
         try:
             with trainer._records:
+                react = Reactions(trainer, run, meter, ignore_keys)
                 for event in events(run):
-                    _react(trainer, run, meter, event, ignore_keys)
+                    react(event)
         except Exception as error:
             if not isinstance(error, Asked) and (ranks.many or not signals.excuses(error)):
                 raise
-            signals.leave(trainer, run, lambda: _write(trainer))
+            signals.leave(trainer, run, lambda: write(trainer))
     return _wind_up(trainer, run, meter, run.state.step - first_step, memory)
 
 
@@ -160,96 +162,6 @@ def _announce(trainer: Any, plan: Plan, run: Run) -> None:
         logger.info(
             "  Resuming at step %d: epoch %d, micro-batch %d", run.state.step, run.epoch, run.batch
         )
-
-
-def _react(
-    trainer: Any, run: Run, meter: Meter, event: Event, ignore_keys: list[str] | None
-) -> None:
-    signals = trainer._interruption
-    signals.now(event)
-    if event is Event.OPTIMIZER_STEP:
-        trainer._records.catch_up()  # the step after the one that it tells of is under way
-        meter.add(run.metrics)
-    if event is Event.STEP_END:
-        saving.note_failure(trainer)
-        trainer.state.global_step = run.state.step
-        trainer.state.epoch = run.progress
-    elif event is Event.EPOCH_END:
-        trainer._records.catch_up()
-    if event is Event.EPOCH_END and run.exhausted:
-        logger.warning(
-            "There was no sample in the training data's iterator: training stops at step %d of %d. "
-            "This is expected if an iterable dataset is shorter than max_steps asks for.",
-            run.state.step,
-            run.plan.max_steps,
-        )
-    notify = getattr(trainer.callback_handler, event.value)
-    trainer.control = run.control = notify(trainer.args, trainer.state, trainer.control)
-    if event in (Event.TRAIN_BEGIN, Event.STEP_END, Event.EPOCH_END):
-        trainer._steering.settle(trainer.control)
-    if event is Event.TRAIN_BEGIN and trainer.args.eval_on_start:
-        with timed(trainer, "evaluate"):
-            trainer._evaluate(None, ignore_keys, skip_scheduler=True)
-    if event is Event.OPTIMIZER_STEP:
-        trainer._rates.advance(run.state.step)
-    if event is Event.STEP_END and trainer._digests is not None:
-        trainer._digests.add(trainer)  # before the save, so that a checkpoint's line is there
-    if event in (Event.STEP_END, Event.EPOCH_END):
-        signals.check(trainer)
-    if event in (Event.STEP_END, Event.EPOCH_END) or (
-        event is Event.TRAIN_BEGIN and signals.resume(trainer)
-    ):
-        log_evaluate_save(trainer, meter, event, ignore_keys)
-        run.control = trainer.control
-        signals.check(trainer)
-
-
-def log_evaluate_save(
-    trainer: Any, meter: Meter, event: Event, ignore_keys: list[str] | None = None
-) -> None:
-    """Do what the control's switches ask for after ``event``, in this order."""
-    settle = trainer._steering.settle
-    if trainer.control.should_log and meter.pending:
-        trainer._records.due(event)
-        settle(trainer.control)
-    if trainer.control.should_evaluate:
-        with timed(trainer, "evaluate"):
-            metrics = trainer._evaluate(None, ignore_keys)
-        trainer._rates.take_metric(trainer.args, metrics)
-        is_best = trainer._determine_best_metric(metrics, trial=None)
-        if str(trainer.args.save_strategy) == "best":
-            trainer.control.should_save = is_best
-        elif is_best and trainer.args.load_best_model_at_end:
-            trainer.control.should_save = True  # else there would be nothing to load at the end
-        settle(trainer.control)
-    if trainer.control.should_save:
-        with timed(trainer, "save"):
-            _save(trainer)
-        settle(trainer.control)
-
-
-def _save(trainer: Any) -> None:
-    """Save a checkpoint. One that fails is warned of and training goes on, unless it is the last."""
-    state, control = trainer.state, trainer.control
-    try:
-        _write(trainer)
-    except CheckpointError as error:
-        if state.global_step >= state.max_steps or control.should_training_stop:
-            raise
-        logger.warning(
-            "Checkpoint at step %d was not saved, training goes on: %s", state.global_step, error
-        )
-        control.should_save = False
-
-
-def _write(trainer: Any) -> None:
-    trainer._records.catch_up()
-    trainer.store_flos()
-    if trainer._tokens.how != "no":
-        trainer.state.num_input_tokens_seen = trainer._tokens.total
-    trainer._save_checkpoint(trainer.model, None)
-    trainer._interruption.saved_step = trainer.state.global_step
-    trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
 
 def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int, memory: Stage) -> TrainOutput:

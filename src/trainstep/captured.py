@@ -120,8 +120,8 @@ class CapturedStep:
 
         def body(given: Hyper, key: Any) -> tuple[TrainState | None, Packed]:
             result, metrics = self.step.update(state.evolve(), loss, grads, given, key)
-            if "lr" in hyper:  # the host knows it; reading it back would be one more copy in every step
-                del metrics["lr"]
+            if "lr" in hyper:
+                del metrics["lr"]  # the host knows it: one copy less in every step
             packed = pack(metrics)  # before the tensors are overwritten that some of them are
             return (None if settled(state, result) else result), packed
 
