@@ -38,6 +38,7 @@ class CapturedEngine:
         self._give_up = give_up
         self._graphs: Inputs | None = Inputs(device, step.pool, step.limit)
         self._grads: Grads = {}
+        self._losses: list[Tensor] = []
 
     def passes(
         self, batches: Iterable[Any], items: Any, window: int, key: Any
@@ -48,7 +49,7 @@ class CapturedEngine:
             self._local.prepare()
             self._grads = {}  # else those of an update without graph would live on through the next
             try:
-                total, self._grads = self._graphs(
+                total, shares, self._grads = self._graphs(
                     lambda inputs, key: self._run(inputs, window, key), (batches, items), key
                 )
             except ts.CaptureError as error:
@@ -57,10 +58,16 @@ class CapturedEngine:
                 self._give_up()
             else:
                 self._local.show(self._grads)
+                # Cloned, since the next replay overwrites them.
+                self._losses = [] if shares is None else list(shares.clone().unbind())
                 for _ in range(window):
                     yield total
                 return
         yield from self._local.passes(batches, items, window, key)
+
+    def losses(self) -> list[Tensor]:
+        """Return what each of several micro-batches added to the loss."""
+        return self._losses if self._graphs is not None else self._local.losses()
 
     def collect(self) -> Grads:
         """Return the gradients of the last update; the next one overwrites them."""
@@ -78,7 +85,9 @@ class CapturedEngine:
     def _placed(self, batch: Any) -> Any:
         return batch if type(batch) is dict else ts.tree.plain(batch)
 
-    def _run(self, inputs: tuple[Any, Any], window: int, key: Any) -> tuple[Any, Grads]:
+    def _run(
+        self, inputs: tuple[Any, Any], window: int, key: Any
+    ) -> tuple[Tensor | None, Tensor | None, Grads]:
         batches, items = inputs
         recording = torch.cuda.is_current_stream_capturing()
         before = {} if recording else ts.tree.clone(self._local.buffers())
@@ -86,7 +95,8 @@ class CapturedEngine:
             self._local.drop()
             *_, total = self._local.passes(batches, items, window, key)
             self._local.keep_buffers()
-            return total, self._local.collect()
+            shares = torch.stack(self._local.losses()) if window > 1 else None
+            return total, shares, self._local.collect()
         except BaseException:
             self._local.drop()
             for name, tensor in self._local.buffers().items():

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import trainstep as ts
@@ -35,6 +36,7 @@ class LocalEngine:
             for name, buffer in module._buffers.items()
             if buffer is not None
         }
+        self._losses: list[Tensor] = []
         self.drop()  # what an interrupted training, or the caller, may have left
 
     def backward(self, batch: Any, items: Any, window: int) -> Tensor:
@@ -64,11 +66,18 @@ class LocalEngine:
     ) -> Iterator[Tensor | None]:
         """Run the micro-batches of an update one by one; yields the sum of their losses so far."""
         total: Any = None
+        self._losses = []
         for number, batch in enumerate(batches):
             with ts.rng.seeded(key.fold_in(number), self._devices):
                 share = self.backward(batch, items, window)
+            if window > 1:
+                self._losses.append(torch.as_tensor(share).detach())
             total = share if total is None else total + share
             yield total
+
+    def losses(self) -> list[Tensor]:
+        """Return what each of several micro-batches added to the loss; nothing for a single one."""
+        return self._losses
 
     def collect(self) -> Grads:
         """Return the gradients that the parameters hold. Those that were not reached have none.

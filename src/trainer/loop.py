@@ -54,6 +54,10 @@ class Engine(Protocol):
         """
         ...
 
+    def losses(self) -> list[Tensor]:
+        """Return what each of several micro-batches added to the loss; nothing if only the sum is known."""
+        ...
+
     def collect(self) -> Grads:
         """Return the gradients of the update."""
         ...

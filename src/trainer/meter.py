@@ -3,7 +3,8 @@
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -36,16 +37,22 @@ class Meter:
     started: float = field(factory=time.time)
     total: float = 0.0
     join: Callable[[Any], Any] | None = None
-    _waiting: list[tuple[Tensor, Tensor]] = field(factory=list, init=False)
+    _waiting: list[tuple[Sequence[Tensor], Tensor]] = field(factory=list, init=False)
     _sent: list["_Sent"] = field(factory=list, init=False)
     _sum: Any = field(default=None, init=False)  # NumPy scalar in the loss's dtype
     _count: int = field(default=0, init=False)
     _bad: int = field(default=0, init=False)
     _latest: tuple[Any, Any] | None = field(default=None, init=False)
 
-    def add(self, metrics: Metrics) -> None:
-        """Add the metrics of an update."""
-        self._waiting.append((metrics["loss"], metrics["grad_norm"]))
+    def add(self, metrics: Metrics, losses: Sequence[Tensor] = ()) -> None:
+        """Add the metrics of an update.
+
+        Args:
+            metrics: what the step returned.
+            losses: the shares of its micro-batches in the loss, in order. A running sum of them has other
+                bits than one of their sums; without them, the metrics' loss is added.
+        """
+        self._waiting.append((losses or (metrics["loss"],), metrics["grad_norm"]))
         self._latest = (metrics["grad_norm"], metrics["lr"])
         if len(self._waiting) == _FOLD:
             self._fold()
@@ -124,37 +131,46 @@ class Meter:
         for columns in sent:
             self._add_up(*columns.arrived())
 
-    def _add_up(self, losses: Any, norms: Any) -> None:
+    def _add_up(self, losses: Any, norms: Any, counts: list[int]) -> None:
         if self.join is not None:
             losses = self.join(losses.astype(np.float64)).astype(losses.dtype)
         # One after the other in the loss's own precision, as a running sum on the device would.
-        for loss, norm in zip(losses, norms, strict=True):
-            finite = math.isfinite(loss)
-            self._bad += not (finite and math.isfinite(norm))
-            if self.filter_nonfinite and not finite:
-                # As the Hugging Face Trainer does: the mean so far stands in for the value.
-                loss = loss.dtype.type(0 if self._sum is None else self._sum / (self._count + 1))
-            self._sum = loss if self._sum is None else self._sum + loss
+        shares = iter(losses)
+        for count, norm in zip(counts, norms, strict=True):
+            finite = [self._add_share(share) for share in islice(shares, count)]
+            self._bad += not (all(finite) and math.isfinite(norm))
             self._count += 1
         if self._latest is not None:  # spares reading it from the device once more
             self._latest = (norms[-1], self._latest[1])
+
+    def _add_share(self, loss: Any) -> bool:
+        """Add a loss to the sum; returns whether it was finite."""
+        finite = math.isfinite(loss)
+        if self.filter_nonfinite and not finite:
+            # As the Hugging Face Trainer does: the mean so far stands in for the value.
+            loss = loss.dtype.type(0 if self._sum is None else self._sum / (self._count + 1))
+        self._sum = loss if self._sum is None else self._sum + loss
+        return finite
 
 
 class _Sent:
     """Scalars of some updates on their way from the device to the host."""
 
-    def __init__(self, updates: list[tuple[Tensor, Tensor]]) -> None:
-        stacked = [torch.stack(column) for column in zip(*updates, strict=True)]
+    def __init__(self, updates: list[tuple[Sequence[Tensor], Tensor]]) -> None:
+        losses, norms = zip(*updates, strict=True)
+        self._counts = list(map(len, losses))
+        stacked = [torch.stack(list(chain.from_iterable(losses))), torch.stack(norms)]
         # Copies into pageable memory would wait for the device.
         self._columns = [_on_host(column) for column in stacked]
         devices = {column.device for column in stacked if column.is_cuda}
         self._copied = [torch.cuda.current_stream(device).record_event() for device in devices]
 
-    def arrived(self) -> tuple[Any, ...]:
-        """Wait for the copies and return the columns as NumPy arrays."""
+    def arrived(self) -> tuple[Any, Any, list[int]]:
+        """Wait for the copies; returns losses, norms, and how many of the losses each update has."""
         for event in self._copied:
             event.synchronize()
-        return tuple(column.numpy() for column in self._columns)
+        losses, norms = (column.numpy() for column in self._columns)
+        return losses, norms, self._counts
 
 
 def _on_host(column: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class Reactions:
 
     def _add_metrics(self) -> None:
         self._trainer._records.catch_up()  # the step after the one that it tells of is under way
-        self._meter.add(self._run.metrics)
+        self._meter.add(self._run.metrics, self._run.engine.losses())
 
     def _count(self) -> None:
         saving.note_failure(self._trainer)

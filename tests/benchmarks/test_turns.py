@@ -15,7 +15,10 @@ import sys, time
 sys.path.insert(0, {BENCHMARKS!r})
 import turns
 """
-GOOD = BEGIN + "print('what libraries\\nprint')\ngate = turns.Gate(2, warm=1, first=3, waits=WAITS)\nwhile True: gate()"
+GOOD = (
+    BEGIN
+    + "print('what libraries\\nprint')\ngate = turns.Gate(2, warm=1, first=3, waits=WAITS)\nwhile True: gate()"
+)
 FAILS = BEGIN + "print('a line', file=sys.stderr); raise ValueError('no such thing')"
 DIES = (
     BEGIN

@@ -146,3 +146,30 @@ def test_an_empty_meter_can_be_stored() -> None:
 
     assert not other.pending
     assert other.mean(1) == 1.25
+
+
+def test_micro_batches_are_added_one_by_one() -> None:
+    meter, running = Meter(True), torch.zeros(())
+    shares = torch.rand(40, 3, generator=torch.Generator().manual_seed(0))
+    for number in range(40):
+        few = shares[number][: 1 + number % 3]
+        metrics = {"loss": few.sum(), "grad_norm": torch.tensor(1.0), "lr": RATE}
+        meter.add(metrics, list(few) if len(few) > 1 else [])
+        for share in few:
+            running += share
+
+    assert meter.read(40) == float(running) / 40
+    assert float(running) != float(sum(row[: 1 + n % 3].sum() for n, row in enumerate(shares)))
+
+
+def test_a_micro_batch_that_is_not_finite_makes_its_update_count_as_such(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    meter = Meter(True)
+    for losses in ([1.0, 2.0], [float("inf"), 3.0]):
+        metrics = {"loss": torch.tensor(sum(losses)), "grad_norm": torch.tensor(1.0), "lr": RATE}
+        meter.add(metrics, [torch.tensor(loss) for loss in losses])
+
+    # As the Hugging Face Trainer counts: the sum so far over the updates so far, for each such loss.
+    assert meter.read(2) == (3.0 + 3.0 / 2 + 3.0) / 2
+    assert "1 of the last 2 updates" in caplog.text
