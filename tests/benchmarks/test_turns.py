@@ -17,7 +17,11 @@ import turns
 """
 GOOD = (
     BEGIN
-    + "print('what libraries\\nprint')\ngate = turns.Gate(2, warm=1, first=3, waits=WAITS)\nwhile True: gate()"
+    + """
+print("what libraries\\nprint")
+gate = turns.Gate(2, warm=1, first=3, waits=WAITS)
+while True: gate()
+"""
 )
 FAILS = BEGIN + "print('a line', file=sys.stderr); raise ValueError('no such thing')"
 DIES = (
