@@ -77,7 +77,7 @@ class _Worker:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
-        self._said = ""
+        self._said, self._silent = "", False
         pipe = subprocess.PIPE
         self._process: Any = subprocess.Popen(
             list(command), stdin=pipe, stdout=pipe, stderr=self._log, text=True
@@ -101,6 +101,7 @@ class _Worker:
             ready, _, _ = select.select([self._process.stdout], [], [], patience)
             more = os.read(self._process.stdout.fileno(), 2**16) if ready else b""
             if not more:
+                self._silent = bool(ready)
                 return None
             self._said += more.decode(errors="replace")
 
@@ -119,7 +120,8 @@ class _Worker:
     def reason(self) -> str:
         """Return why it has failed: the last error in its log, or the last line."""
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1)  # its output may end a moment before it does
+            # Its output ends before it does: one with many GB on a GPU takes a while.
+            self._process.wait(30 if self._silent else 1)
         if self._process.poll() is None:
             return "it did not answer in time"
         lines = self.log()

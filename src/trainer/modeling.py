@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,12 +195,21 @@ def _load_adapters(model: Any, folder: Path) -> None:
 
 def move(value: Any, device: torch.device, *, non_blocking: bool = False) -> Any:
     """Return a nested value with its tensors on ``device``; mappings, lists and tuples keep their type."""
+
+    def place(tensor: Tensor) -> Tensor:
+        return tensor if tensor.device == device else tensor.to(device, non_blocking=non_blocking)
+
+    return with_tensors(value, place)
+
+
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a nested value with other tensors; mappings, lists and tuples keep their type."""
     if isinstance(value, Tensor):
-        return value if value.device == device else value.to(device, non_blocking=non_blocking)
+        return change(value)
     if isinstance(value, Mapping):
-        moved = {k: move(v, device, non_blocking=non_blocking) for k, v in value.items()}
-        return moved if type(value) is dict else type(value)(moved)  # type: ignore[call-arg]
+        changed = {k: with_tensors(v, change) for k, v in value.items()}
+        return changed if type(value) is dict else type(value)(changed)  # type: ignore[call-arg]
     if isinstance(value, list | tuple):
-        parts = [move(v, device, non_blocking=non_blocking) for v in value]
+        parts = [with_tensors(v, change) for v in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value

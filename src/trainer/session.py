@@ -113,7 +113,7 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
         take=windows,
         control=trainer.control,
         accumulation=args.gradient_accumulation_steps,
-        ahead=Prefetch(args.device),
+        ahead=Prefetch(args.device, pin=args.dataloader_pin_memory),
     )
     if trainer._zero is None:
         engage(trainer, run, engine)

@@ -57,6 +57,7 @@ def make_loader(
     *,
     batch_size: int,
     order: Order | None,
+    training: bool = False,
 ) -> DataLoader[Any]:
     """Build a loader.
 
@@ -66,6 +67,8 @@ def make_loader(
         args: supplies seed, workers, pinning and ``dataloader_drop_last``.
         batch_size: samples in a batch of this process. Several processes take turns in the batches.
         order: the order of a map-style dataset; None for an iterable one, which has its own.
+        training: whether batches go through ``Prefetch``, which pins those that are worth it: without
+            workers, in whose place a thread pins, it would hold up every step.
 
     Each sample is fetched with Python, NumPy and PyTorch seeded from (seed, epoch, index), so random
     augmentation does not depend on workers, prefetching or resuming, and so is each batch collated.
@@ -76,7 +79,7 @@ def make_loader(
     drop_last = args.dataloader_drop_last
     options: dict[str, Any] = {
         "num_workers": workers,
-        "pin_memory": bool(args.dataloader_pin_memory) and torch.cuda.is_available(),
+        "pin_memory": _pins(args, early=workers > 0 or not training),
         "persistent_workers": persistent,
         "worker_init_fn": WorkerInit(seed, args.process_index),
         "generator": torch.Generator(),  # else each pass would draw from the global one
@@ -106,6 +109,10 @@ def make_loader(
         collate_fn=seeded_collate,
         **options,
     )
+
+
+def _pins(args: Any, *, early: bool) -> bool:
+    return early and bool(args.dataloader_pin_memory) and torch.cuda.is_available()
 
 
 def is_deterministic(part: Any) -> bool:

@@ -20,22 +20,24 @@ class Prefetch:
 
     On CUDA the copies run on a stream of their own. They do not wait for the kernels that are queued,
     and the current stream waits for a copy only when its batch is handed out. That takes pinned host
-    memory, which loaders provide. On other devices batches come as they are, none is fetched ahead;
-    nor are batches of less than 1 MiB, which are copied sooner than a stream is told to wait.
+    memory, which loaders provide or ``pin`` does. On other devices batches come as they are, none is
+    fetched ahead; nor are batches of less than 1 MiB, which are copied sooner than a stream is told to
+    wait.
 
     Args:
         device: Where batches are wanted.
         depth: Batches to have under way besides the one handed out. They take up that much memory on
             the device.
+        pin: Pin batches that are copied ahead and are not pinned yet.
 
     Raises:
         ValueError: if ``depth`` is less than 1.
     """
 
-    def __init__(self, device: torch.device, depth: int = 1) -> None:
+    def __init__(self, device: torch.device, depth: int = 1, *, pin: bool = False) -> None:
         if depth < 1:
             raise ValueError(f"Prefetch: depth must be at least 1, got {depth}.")
-        self.device, self.depth = device, depth
+        self.device, self.depth, self.pin = device, depth, pin
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def __call__(self, batches: Iterable[Any]) -> Iterator[Any]:
@@ -56,6 +58,8 @@ class Prefetch:
     def _start(self, batch: Any, side: torch.cuda.Stream) -> tuple[Any, torch.cuda.Event | None]:
         if sum(tensor.nbytes for tensor in _tensors(batch)) < _SMALL:
             return batch, None
+        if self.pin:
+            batch = modeling.with_tensors(batch, _pinned)
         with torch.cuda.stream(side):
             moved = modeling.move(batch, self.device, non_blocking=True)
             return moved, side.record_event()
@@ -71,6 +75,12 @@ class Prefetch:
                 # before the work that is queued here by then is done.
                 tensor.record_stream(current)
         return moved
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return (
+        tensor if tensor.is_cuda else tensor.pin_memory()
+    )  # which returns those that are as they are
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

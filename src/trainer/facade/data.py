@@ -45,7 +45,7 @@ class DataMixin(TrainerBase):
         dataset, collate = self._without_unused(self.train_dataset, "training")
         order = self._order(self._get_train_sampler, dataset)
         size = rows_of_rank(self.args, self._train_batch_size)
-        return make_loader(dataset, collate, self.args, batch_size=size, order=order)
+        return make_loader(dataset, collate, self.args, batch_size=size, order=order, training=True)
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> Any:
         """Return an evaluation loader, in the order of the data; a string picks from a dict.

@@ -61,6 +61,17 @@ def test_batches_arrive_in_order_on_the_device(depth: int, count: int) -> None:
 
 @gpu
 @pytest.mark.gpu
+def test_batches_that_are_not_pinned_are_first() -> None:
+    given = [{"x": torch.full((1 << 18,), i), "text": "a"} for i in range(3)]
+    moved = list(Prefetch(torch.device("cuda"), pin=True)(given))
+    assert [(one["x"].is_cuda, int(one["x"][-1]), one["text"]) for one in moved] == [
+        (True, i, "a") for i in range(3)
+    ]
+    assert not any(one["x"].is_pinned() for one in given)  # whose batches these are keeps them
+
+
+@gpu
+@pytest.mark.gpu
 def test_small_batches_come_as_they_are() -> None:
     given = [batch(i, 4) for i in range(3)]
     moved = list(Prefetch(torch.device("cuda"))(given))
