@@ -11,23 +11,15 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from trainer.distributed.groups import beside
 from trainer.distributed.ranks import Ranks
 
 T = TypeVar("T")
 
-# The group for messages, and the default group that it belongs to.
-_host: tuple[Any, Any] | None = None
-
 
 def host_group(ranks: Ranks) -> Any:
     """Return a group that exchanges tensors on the CPU: the default one if it can, else one beside it."""
-    global _host
-    world = dist.group.WORLD
-    if _host is None or _host[0] is not world:
-        own = dist.get_backend() == "gloo"
-        group = world if own else dist.new_group(backend="gloo", timeout=ranks.timeout)
-        _host = world, group
-    return _host[1]
+    return dist.group.WORLD if dist.get_backend() == "gloo" else beside("messages", ranks.timeout)
 
 
 def gather(ranks: Ranks, value: T) -> list[T]:

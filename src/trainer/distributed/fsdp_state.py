@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from attrs import evolve
 from torch import Tensor
 
@@ -20,6 +19,7 @@ from trainer.checkpoint.source import Source
 from trainer.distributed import agree
 from trainer.distributed.fsdp import settle
 from trainer.distributed.fsdp_plan import in_parts
+from trainer.distributed.groups import beside
 from trainer.distributed.ranks import Ranks
 from trainer.optimizers import Adopted
 from trainstep import sharded
@@ -27,22 +27,11 @@ from trainstep.serialize import from_flat, to_flat
 
 logger = logging.getLogger(__name__)
 
-# The group of the threads that save, and the default group that it belongs to.
-_saving: tuple[Any, Any] | None = None
-
 
 def make_writer(trainer: Any) -> BackgroundWriter:
     """Return what saves parts in threads, one on every process."""
-    return ShardedBackgroundWriter(_saving_group(trainer._ranks))
-
-
-def _saving_group(ranks: Ranks) -> Any:
-    """Return a group for the threads, so that their messages do not mix with those of training."""
-    global _saving
-    world = dist.group.WORLD
-    if _saving is None or _saving[0] is not world:
-        _saving = world, dist.new_group(backend="gloo", timeout=ranks.timeout)
-    return _saving[1]
+    # In a group of their own, so that their messages do not mix with those of training.
+    return ShardedBackgroundWriter(beside("saving", trainer._ranks.timeout))
 
 
 def distributed_contents(trainer: Any, contents: Contents) -> Contents:

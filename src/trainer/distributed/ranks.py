@@ -7,8 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from attrs import field, frozen
+
+from trainer.distributed.groups import take_down
 
 
 @frozen
@@ -70,7 +71,7 @@ _watched = False
 
 
 def leave_at_exit() -> None:
-    """Take the process group down when the program ends, which PyTorch would warn of otherwise."""
+    """Take the groups of processes down when the program ends, which PyTorch leaves to its user."""
     global _watched
     if _watched:
         return
@@ -80,7 +81,7 @@ def leave_at_exit() -> None:
     def leave() -> None:
         # After an error others may never come to the end, and NCCL would wait for them.
         failed = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-        if os.getpid() == owner and dist.is_initialized() and failed is None:
-            dist.destroy_process_group()
+        if os.getpid() == owner and failed is None:
+            take_down()
 
     atexit.register(leave)

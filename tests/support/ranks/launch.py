@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +13,6 @@ from typing import Any
 from attrs import frozen
 
 TESTS = Path(__file__).parents[2]
-_ABORT = "terminate called without an active exception"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone")
 
 
@@ -80,19 +78,8 @@ def wait(process: subprocess.Popen[bytes], count: int, folder: Path, limit: floa
 def launch(
     count: int, script: str, folder: Path, *arguments: str, limit: float = 150, **options: Any
 ) -> Launched:
-    """Start a script, wait for it, and see that it ended well.
-
-    Now and then, under load, a process aborts while its interpreter shuts down, when the script is over.
-    Why is not known; such a launch is made up to twice more, from the same files.
-    """
-    before = set(folder.iterdir()) if folder.exists() else set()
-    for _ in range(3):
-        process = start(count, script, folder, *arguments, **options)
-        result = wait(process, count, folder, limit)
-        if result.status == 0 or _ABORT not in result.output:
-            break
-        for made in set(folder.iterdir()) - before:
-            shutil.rmtree(made) if made.is_dir() else made.unlink()
+    """Start a script, wait for it, and see that it ended well."""
+    result = wait(start(count, script, folder, *arguments, **options), count, folder, limit)
     assert result.status == 0, result.output[-6000:]
     return result
 
