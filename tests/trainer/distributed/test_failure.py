@@ -40,6 +40,7 @@ def store(monkeypatch: pytest.MonkeyPatch) -> Store:
         (RuntimeError(GLOO + "Connection closed by peer [127.0.0.1]:1"), True),
         (RuntimeError(GLOO + "Read error: Connection reset by peer"), True),
         (RuntimeError("gloo: Timed out waiting 5000ms for recv operation"), True),
+        (RuntimeError("Application timeout caused pair closure"), True),
         (dist.DistBackendError("NCCL watchdog: collective operation timeout"), True),
         (dist.DistNetworkError("the client socket has failed"), True),
         (RuntimeError("a request to a service timed out"), False),
