@@ -146,6 +146,9 @@ def record(
         raise CaptureError(
             f"the step cannot be recorded{where(failure)}: {failure}. Do not capture it."
         ) from failure
+    # PyTorch writes initial seeds on the stream of the recording, for which a replay on another does not
+    # wait: on a busy device they could come after the seeds of the first replay.
+    torch.cuda.synchronize(device)
     return Recording(graph, outputs, slots)
 
 
