@@ -55,6 +55,7 @@ class ProgressCallback(TrainerCallback):
         self.training_bar: Any = None
         self.prediction_bar: Any = None
         self.current_step = 0
+        self._ended: float | None = None
 
     def make_bar(self, total: int | None, initial: int = 0, leave: bool = True) -> Any:
         """Return a new bar with the methods ``update(n)``, ``write(text)`` and ``close()``."""
@@ -64,7 +65,16 @@ class ProgressCallback(TrainerCallback):
 
     def show_record(self, record: dict[str, Any], step: int) -> None:
         """Show a log record, made readable, that belongs to `step`."""
-        self.training_bar.write(str(record))
+        bar = self.training_bar
+        stream = getattr(bar, "fp", None)
+        if stream is None or stream.isatty():
+            bar.write(str(record))
+            return
+        # In a file or a pipe nothing moves out of the way: what was drawn of the bar ends its line.
+        if bar.last_print_t != self._ended:
+            stream.write("\n")
+            self._ended = bar.last_print_t
+        print(record)
 
     def close(self) -> None:
         """Close the bars that are open. Safe to call at any time."""
