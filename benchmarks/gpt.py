@@ -78,7 +78,7 @@ class GPT(nn.Module):
 
 
 def build(size: Size, device: str, dropout: float = 0.0) -> GPT:
-    """Make a model with the same weights every time."""
+    """Make a model with the same weights every time, on one kind of device."""
     torch.manual_seed(0)
     with torch.device(device):  # drawn there: hundreds of millions of numbers take the host seconds
         return GPT(size, dropout)

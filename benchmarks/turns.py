@@ -77,7 +77,7 @@ class _Worker:
 
     def __init__(self, command: Sequence[str]) -> None:
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long as the worker
-        self._said, self._silent = "", False
+        self._said, self._ended = "", False
         pipe = subprocess.PIPE
         self._process: Any = subprocess.Popen(
             list(command), stdin=pipe, stdout=pipe, stderr=self._log, text=True
@@ -101,7 +101,7 @@ class _Worker:
             ready, _, _ = select.select([self._process.stdout], [], [], patience)
             more = os.read(self._process.stdout.fileno(), 2**16) if ready else b""
             if not more:
-                self._silent = bool(ready)
+                self._ended = bool(ready)
                 return None
             self._said += more.decode(errors="replace")
 
@@ -121,7 +121,7 @@ class _Worker:
         """Return why it has failed: the last error in its log, or the last line."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             # Its output ends before it does: one with many GB on a GPU takes a while.
-            self._process.wait(30 if self._silent else 1)
+            self._process.wait(30 if self._ended else 1)
         if self._process.poll() is None:
             return "it did not answer in time"
         lines = self.log()

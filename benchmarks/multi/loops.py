@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import gpt
-from gpu_step import CLIP, DECAY, FOREVER, LR
+from gpu_step import CLIP, DECAY, FOREVER, LR, MakeGate
 
 Gate = Callable[[], None]
-MakeGate = Callable[[], Gate]
 
 
 def batch_of(size: gpt.Size, device: str) -> dict[str, Tensor]:

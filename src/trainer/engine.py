@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 import trainstep as ts
@@ -71,7 +70,7 @@ class LocalEngine:
             with ts.rng.seeded(key.fold_in(number), self._devices):
                 share = self.backward(batch, items, window)
             if window > 1:
-                self._losses.append(torch.as_tensor(share).detach())
+                self._losses.append(share.detach())
             total = share if total is None else total + share
             yield total
 

@@ -16,7 +16,7 @@ from trainstep.types import Metrics
 
 logger = logging.getLogger(__name__)
 
-# Scalars are folded into the sums after so many updates, so that a run without logs stays small.
+# So many losses are kept before they are folded into the sums, so that a run without logs stays small.
 _FOLD = 1024
 
 
@@ -38,6 +38,7 @@ class Meter:
     total: float = 0.0
     join: Callable[[Any], Any] | None = None
     _waiting: list[tuple[Sequence[Tensor], Tensor]] = field(factory=list, init=False)
+    _held: int = field(default=0, init=False)
     _sent: list["_Sent"] = field(factory=list, init=False)
     _sum: Any = field(default=None, init=False)  # NumPy scalar in the loss's dtype
     _count: int = field(default=0, init=False)
@@ -53,15 +54,16 @@ class Meter:
                 bits than one of their sums; without them, the metrics' loss is added.
         """
         self._waiting.append((losses or (metrics["loss"],), metrics["grad_norm"]))
+        self._held += len(losses) or 1
         self._latest = (metrics["grad_norm"], metrics["lr"])
-        if len(self._waiting) == _FOLD:
+        if self._held >= _FOLD:
             self._fold()
 
     def send(self) -> None:
         """Start to copy what was added to the host, without waiting; ``read`` then waits for the copy."""
         if self._waiting:
             self._sent.append(_Sent(self._waiting))
-            self._waiting = []
+            self._waiting, self._held = [], 0
 
     @property
     def pending(self) -> bool:

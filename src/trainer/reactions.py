@@ -126,7 +126,7 @@ def _save(trainer: Any) -> None:
     """Save a checkpoint. One that fails is warned of and training goes on, unless it is the last."""
     state, control = trainer.state, trainer.control
     try:
-        write(trainer)
+        write_checkpoint(trainer)
     except CheckpointError as error:
         if state.global_step >= state.max_steps or control.should_training_stop:
             raise
@@ -136,7 +136,7 @@ def _save(trainer: Any) -> None:
         control.should_save = False
 
 
-def write(trainer: Any) -> None:
+def write_checkpoint(trainer: Any) -> None:
     """Save a checkpoint, with what belongs into it, and tell the callbacks."""
     trainer._records.catch_up()
     trainer.store_flos()

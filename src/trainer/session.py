@@ -1,4 +1,4 @@
-"""``Trainer.train``: set up a run, react to the events of its loop, wind it up."""
+"""``Trainer.train``: set up a run, go through it, wind it up."""
 
 import logging
 import time
@@ -27,7 +27,7 @@ from trainer.optimizers import Rates
 from trainer.outputs import TrainOutput
 from trainer.plan import Plan
 from trainer.preparation import counted
-from trainer.reactions import Reactions, write
+from trainer.reactions import Reactions, write_checkpoint
 from trainer.records import Records
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _train(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) ->
         except Exception as error:
             if not isinstance(error, Asked) and (ranks.many or not signals.excuses(error)):
                 raise
-            signals.leave(trainer, run, lambda: write(trainer))
+            signals.leave(trainer, run, lambda: write_checkpoint(trainer))
     return _wind_up(trainer, run, meter, run.state.step - first_step, memory)
 
 

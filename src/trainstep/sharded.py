@@ -30,7 +30,7 @@ def local(leaf: Any) -> Any:
     return leaf.to_local() if is_sharded(leaf) else leaf
 
 
-@torch.no_grad()  # a part is taken out of its tensor by an operation of autograd's otherwise
+@torch.no_grad()  # else autograd records how a part is taken out of its tensor
 def norms(tensors: list[Tensor]) -> list[Tensor]:
     """Return the Euclidean norm of each tensor, with all entries of those that are in parts.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -41,6 +43,12 @@ def sized_length(loader: Any) -> int | None:
         return None
 
 
+def _is_in_a_file(bar: Any) -> bool:
+    """Tell whether a bar is drawn into a file or a pipe, not on a terminal or in a notebook."""
+    stream = sys.stderr
+    return hasattr(bar, "fp") and isinstance(stream, io.TextIOWrapper) and not stream.isatty()
+
+
 class ProgressCallback(TrainerCallback):
     """Show a tqdm bar over steps, one over evaluation batches, and each log record.
 
@@ -66,15 +74,14 @@ class ProgressCallback(TrainerCallback):
     def show_record(self, record: dict[str, Any], step: int) -> None:
         """Show a log record, made readable, that belongs to `step`."""
         bar = self.training_bar
-        stream = getattr(bar, "fp", None)
-        if stream is None or stream.isatty():
+        if not _is_in_a_file(bar):
             bar.write(str(record))
             return
-        # In a file or a pipe nothing moves out of the way: what was drawn of the bar ends its line.
+        # Nothing moves out of the way there: what was drawn of the bar ends its line.
         if bar.last_print_t != self._ended:
-            stream.write("\n")
+            bar.fp.write("\n")
             self._ended = bar.last_print_t
-        print(record)
+        print(record, flush=True)
 
     def close(self) -> None:
         """Close the bars that are open. Safe to call at any time."""
@@ -142,7 +149,7 @@ class ProgressCallback(TrainerCallback):
         logs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Show the record above the bar."""
+        """Show the record: above the bar, or, in a file, on a line of its own."""
         if self.training_bar is not None and logs is not None:
             self.show_record(display_record(logs, self.max_str_len), state.global_step)
 

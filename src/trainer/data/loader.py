@@ -67,8 +67,8 @@ def make_loader(
         args: supplies seed, workers, pinning and ``dataloader_drop_last``.
         batch_size: samples in a batch of this process. Several processes take turns in the batches.
         order: the order of a map-style dataset; None for an iterable one, which has its own.
-        training: whether batches go through ``Prefetch``, which pins those that are worth it: without
-            workers, in whose place a thread pins, it would hold up every step.
+        training: whether batches go through ``Prefetch``. With workers a thread pins them; without,
+            ``Prefetch`` pins those for which it is worth it.
 
     Each sample is fetched with Python, NumPy and PyTorch seeded from (seed, epoch, index), so random
     augmentation does not depend on workers, prefetching or resuming, and so is each batch collated.

@@ -13,6 +13,9 @@ from torch import Tensor
 from trainer import modeling
 
 _SMALL = 1 << 20  # bytes
+# Bytes that CUDA copies from memory that is not pinned without waiting for the device (CUDA C++ Programming
+# Guide, "Concurrent Execution between Host and Device"); pinning so little costs more than it gains.
+_STAGED = 1 << 16
 
 
 class Prefetch:
@@ -28,7 +31,8 @@ class Prefetch:
         device: Where batches are wanted.
         depth: Batches to have under way besides the one handed out. They take up that much memory on
             the device.
-        pin: Pin batches that are copied ahead and are not pinned yet.
+        pin: Pin tensors of more than 64 KiB that are not pinned yet: from other memory they would be
+            copied only when the device has done all that is queued.
 
     Raises:
         ValueError: if ``depth`` is less than 1.
@@ -56,10 +60,10 @@ class Prefetch:
             yield self._finish(*under_way.popleft())
 
     def _start(self, batch: Any, side: torch.cuda.Stream) -> tuple[Any, torch.cuda.Event | None]:
-        if sum(tensor.nbytes for tensor in _tensors(batch)) < _SMALL:
-            return batch, None
         if self.pin:
             batch = modeling.with_tensors(batch, _pinned)
+        if sum(tensor.nbytes for tensor in _tensors(batch)) < _SMALL:
+            return batch, None
         with torch.cuda.stream(side):
             moved = modeling.move(batch, self.device, non_blocking=True)
             return moved, side.record_event()
@@ -78,9 +82,8 @@ class Prefetch:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    return (
-        tensor if tensor.is_cuda else tensor.pin_memory()
-    )  # which returns those that are as they are
+    # What is pinned already comes as it is.
+    return tensor if tensor.is_cuda or tensor.nbytes <= _STAGED else tensor.pin_memory()
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -84,8 +84,8 @@ def models_in_parts(trainer: Any) -> Iterator[None]:
         yield  # transformers makes its models so by itself
         return
     config = {**zero.config, "zero_optimization": _without_autos(zero.config["zero_optimization"])}
-    # Their type is that of the configuration: one that is given is not heeded (DeepSpeed 0.19.8) where the
-    # device has bfloat16 and no float16.
+    # Their type is that of the configuration: DeepSpeed 0.19.8 ignores one that is given where the device
+    # has bfloat16 and no float16.
     with as_launched(trainer), library(trainer.args).zero.Init(config_dict_or_path=config):
         yield
 

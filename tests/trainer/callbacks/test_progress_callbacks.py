@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -152,3 +153,43 @@ def test_the_printer_prints_and_leaves_the_record(capsys: pytest.CaptureFixture[
     other = TrainerState(is_local_process_zero=False)
     PrinterCallback().on_log(None, other, TrainerControl(), logs=record)
     assert capsys.readouterr().out == "{'loss': '0.1235'}\n"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_in_a_file_records_have_lines_of_their_own(
+    terminal: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress, state, control = ProgressCallback(), TrainerState(max_steps=3), TrainerControl()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    progress.on_train_begin(None, state, control)
+    for step in (1, 2):
+        state.global_step = step
+        progress.on_step_end(None, state, control)
+        progress.on_log(None, state, control, logs={"step": step})
+    progress.on_train_end(None, state, control)
+
+    shown = capfd.readouterr()
+    assert shown.out.splitlines() == ["{'step': 1}", "{'step': 2}"]
+    # The bar ends its line when it is closed, and in a file before the first record as well.
+    assert shown.err.count("\n") == (1 if terminal else 2)
+    assert progress.training_bar is None
+
+
+def test_a_stream_without_isatty_is_written_to_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Logger:
+        text = ""
+
+        def write(self, text: str) -> None:
+            self.text += text
+
+        def flush(self) -> None:
+            pass
+
+    stream, state, control = Logger(), TrainerState(max_steps=3), TrainerControl()
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stdout", stream)
+    progress = ProgressCallback()
+    progress.on_train_begin(None, state, control)
+    progress.on_log(None, state, control, logs={"loss": 1.0})
+    progress.on_train_end(None, state, control)
+    assert "{'loss': '1'}" in stream.text

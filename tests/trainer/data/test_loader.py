@@ -127,6 +127,18 @@ def test_worker_settings_reach_the_loader(tmp_path: Path) -> None:
     assert (stream.num_workers, len(stream.dataset.dataset.passes)) == (2, 1)
 
 
+@pytest.mark.parametrize(("workers", "training", "pins"), [(0, 1, 0), (2, 1, 1), (0, 0, 1)])
+def test_who_pins_batches(
+    workers: int, training: bool, pins: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = make_args(tmp_path, dataloader_num_workers=workers)
+    args.dataloader_pin_memory = True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    options = {"batch_size": 2, "order": Sequential(4), "training": training}
+    made = make_loader(samples(4), default_data_collator, args, **options)
+    assert made.pin_memory == pins
+
+
 def test_datasets_that_bring_their_own_order() -> None:
     class NoLength:
         def __getitem__(self, index: int) -> int: ...

@@ -61,13 +61,16 @@ def test_batches_arrive_in_order_on_the_device(depth: int, count: int) -> None:
 
 @gpu
 @pytest.mark.gpu
-def test_batches_that_are_not_pinned_are_first() -> None:
-    given = [{"x": torch.full((1 << 18,), i), "text": "a"} for i in range(3)]
+def test_large_tensors_are_pinned_first() -> None:
+    given = [{"x": torch.full((1 << 18,), i), "y": torch.ones(4), "text": "a"} for i in range(3)]
     moved = list(Prefetch(torch.device("cuda"), pin=True)(given))
     assert [(one["x"].is_cuda, int(one["x"][-1]), one["text"]) for one in moved] == [
         (True, i, "a") for i in range(3)
     ]
     assert not any(one["x"].is_pinned() for one in given)  # whose batches these are keeps them
+    two = [{"x": torch.ones(1 << 16), "y": torch.ones(1 << 14)}]
+    (middle,) = Prefetch(torch.device("cuda"), pin=True)(two)
+    assert (middle["x"].is_cuda, middle["x"].is_pinned(), middle["y"].is_pinned()) == (0, 1, 0)
 
 
 @gpu

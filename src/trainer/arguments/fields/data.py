@@ -19,7 +19,9 @@ class DataFields:
     dataloader_num_workers: int = option(
         0, "Processes that load data; 0 loads in the main process."
     )
-    dataloader_pin_memory: bool = option(True, "Let loaders return pinned host memory.")
+    dataloader_pin_memory: bool = option(
+        True, "Pin batches in host memory, so that the GPU need not be waited for to copy them."
+    )
     dataloader_persistent_workers: bool = option(False, "Keep workers alive between epochs.")
     dataloader_prefetch_factor: int | None = option(
         None, "Batches that each worker loads ahead. Only with workers."
