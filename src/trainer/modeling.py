@@ -2,7 +2,7 @@
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -202,14 +202,20 @@ def move(value: Any, device: torch.device, *, non_blocking: bool = False) -> Any
     return with_tensors(value, place)
 
 
-def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a nested value with other tensors; mappings, lists and tuples keep their type."""
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor], kept: Collection[str] = ()) -> Any:
+    """Return a nested value with other tensors; mappings, lists and tuples keep their type.
+
+    Args:
+        value: what holds tensors.
+        change: returns what takes a tensor's place.
+        kept: keys, at any depth, under which nothing is changed.
+    """
     if isinstance(value, Tensor):
         return change(value)
     if isinstance(value, Mapping):
-        changed = {k: with_tensors(v, change) for k, v in value.items()}
+        changed = {k: v if k in kept else with_tensors(v, change, kept) for k, v in value.items()}
         return changed if type(value) is dict else type(value)(changed)  # type: ignore[call-arg]
     if isinstance(value, list | tuple):
-        parts = [with_tensors(v, change) for v in value]
+        parts = [with_tensors(v, change, kept) for v in value]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
     return value

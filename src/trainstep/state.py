@@ -89,8 +89,7 @@ def parts(state: TrainState) -> tuple[Any, ...]:
 
 
 def _split(state: TrainState) -> tuple[list[Any], Any]:
-    children = [state.params, state.buffers, state.opt_state, state.extras]
-    return children, (state.step, state.key)
+    return list(parts(state)), (state.step, state.key)
 
 
 def _join(children: Iterable[Any], context: Any) -> TrainState:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainer import modeling
+from trainer.evaluation.nested import leaves
 
 _SMALL = 1 << 20  # bytes
 # Bytes that CUDA copies from memory that is not pinned without waiting for the device (CUDA C++ Programming
@@ -60,9 +61,10 @@ class Prefetch:
             yield self._finish(*under_way.popleft())
 
     def _start(self, batch: Any, side: torch.cuda.Stream) -> tuple[Any, torch.cuda.Event | None]:
-        if self.pin:
+        sizes = [tensor.nbytes for tensor in _tensors(batch)]
+        if self.pin and max(sizes, default=0) > _STAGED:
             batch = modeling.with_tensors(batch, _pinned)
-        if sum(tensor.nbytes for tensor in _tensors(batch)) < _SMALL:
+        if sum(sizes) < _SMALL:
             return batch, None
         with torch.cuda.stream(side):
             moved = modeling.move(batch, self.device, non_blocking=True)
@@ -87,11 +89,4 @@ def _pinned(tensor: Tensor) -> Tensor:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors(part)
+    return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))

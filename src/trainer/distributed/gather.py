@@ -1,6 +1,6 @@
 """What the processes found in an evaluation, brought together on all of them in the order of the data."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainer.distributed import agree
 from trainer.distributed.ranks import Ranks
+from trainer.evaluation.nested import map_leaves
 
 # Tensors of all types lie behind each other in one buffer, each where any type may begin.
 _ALIGNED = 16
@@ -79,15 +80,14 @@ def _room(tensor: Tensor) -> int:
 
 def _take_out(value: Any, tensors: list[Tensor]) -> Any:
     """Return a nested value with slots for its tensors, which are appended to ``tensors``."""
-    if isinstance(value, Tensor):
-        tensors.append(value)
-        return _Slot(tuple(value.shape), value.dtype)
-    if isinstance(value, Mapping):
-        return {key: _take_out(item, tensors) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        parts = [_take_out(item, tensors) for item in value]
-        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    return value
+
+    def take(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        tensors.append(leaf)
+        return _Slot(tuple(leaf.shape), leaf.dtype)
+
+    return map_leaves(take, value)
 
 
 class _Filler:
@@ -97,14 +97,7 @@ class _Filler:
         self._buffer, self._start = buffer, 0
 
     def fill(self, value: Any) -> Any:
-        if isinstance(value, _Slot):
-            return self._next(value)
-        if isinstance(value, Mapping):
-            return {key: self.fill(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            parts = [self.fill(item) for item in value]
-            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-        return value
+        return map_leaves(lambda leaf: self._next(leaf) if isinstance(leaf, _Slot) else leaf, value)
 
     def _next(self, slot: _Slot) -> Tensor:
         size = slot.dtype.itemsize

@@ -1,12 +1,14 @@
 """Evaluation in half precision throughout (``bf16_full_eval``, ``fp16_full_eval``)."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from trainer import modeling
 
 
 @contextmanager
@@ -39,15 +41,8 @@ def cast_inputs(inputs: Any, dtype: torch.dtype, labels: Collection[str]) -> Any
     Weights of a half type take no other inputs. Mappings, lists and tuples keep their type; ``labels``
     are names at any depth.
     """
-    if isinstance(inputs, Tensor):
-        return inputs.to(dtype) if inputs.is_floating_point() else inputs
-    if isinstance(inputs, Mapping):
-        cast = {
-            name: value if name in labels else cast_inputs(value, dtype, labels)
-            for name, value in inputs.items()
-        }
-        return cast if type(inputs) is dict else type(inputs)(cast)  # type: ignore[call-arg]
-    if isinstance(inputs, list | tuple):
-        parts = [cast_inputs(value, dtype, labels) for value in inputs]
-        return type(inputs)(*parts) if hasattr(inputs, "_fields") else type(inputs)(parts)
-    return inputs
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    return modeling.with_tensors(inputs, cast, labels)
