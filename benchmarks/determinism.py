@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import gpt
-from gpu_step import CLIP, DECAY, LR, Tokens
+from gpu_sides import CLIP, DECAY, LR, Tokens
 
 RUNS: list[dict[str, Any]] = [
     {"full_determinism": deterministic, "capture": capture, "torch_compile": compiled}

@@ -77,11 +77,11 @@ class GPT(nn.Module):
         return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())}
 
 
-def build(size: Size, device: str, dropout: float = 0.0) -> GPT:
+def build(size: Size, device: str, dropout: float = 0.0, kind: type[GPT] = GPT) -> GPT:
     """Make a model with the same weights every time, on one kind of device."""
     torch.manual_seed(0)
     with torch.device(device):  # drawn there: hundreds of millions of numbers take the host seconds
-        return GPT(size, dropout)
+        return kind(size, dropout)
 
 
 def batch(size: Size, seed: int = 1) -> dict[str, Tensor]:

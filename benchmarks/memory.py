@@ -93,10 +93,7 @@ def pure_step(model: gpt.GPT, device: str, lower: Callable[[Any], Any]) -> Step:
 
 def make(side: str, size: gpt.Size, device: str) -> Step:
     """Return the step of a side."""
-    torch.manual_seed(0)
-    kind = Chunked if side.endswith("head") else gpt.GPT
-    with torch.device(device):
-        model = kind(size)
+    model = gpt.build(size, device, kind=Chunked if side.endswith("head") else gpt.GPT)
     if side == "loop":
         return loop_step(model, device)
     return pure_step(model, device, ts.capture if side.startswith("captured") else ts.donate)

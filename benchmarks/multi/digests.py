@@ -9,7 +9,7 @@ from typing import Any
 from attrs import evolve
 
 import gpt
-from gpu_step import CLIP, DECAY, LR, Tokens
+from gpu_sides import CLIP, DECAY, LR, Tokens
 from multi import loops, ranks
 from multi.contender import SIZES
 

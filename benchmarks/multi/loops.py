@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 import gpt
-from gpu_step import CLIP, DECAY, FOREVER, LR, MakeGate
+from gpu_sides import CLIP, DECAY, FOREVER, LR, MakeGate
 
 Gate = Callable[[], None]
 

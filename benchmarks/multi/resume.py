@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gpt
-from gpu_step import CLIP, DECAY, LR, Tokens
+from gpu_sides import CLIP, DECAY, LR, Tokens
 from multi import ranks
 from multi.contender import SIZES
 from multi.sides import FSDP, LAYERS

@@ -92,7 +92,7 @@ def run(side: Side, size: Any, device: str, make_gate: Callable[[], Callable[[],
 
     The gate, which may wait, is made when all is ready for the first step: others prepare meanwhile.
     """
-    import gpu_step
+    import gpu_sides
     from multi import loops, ranks
 
     options = dict(side.options)
@@ -101,7 +101,7 @@ def run(side: Side, size: Any, device: str, make_gate: Callable[[], Callable[[],
     if side.kind == "trainer":
         if device == "cpu":
             options["use_cpu"] = True
-        gpu_step.run_trainer(size, make_gate, 1, library, device, **options)
+        gpu_sides.run_trainer(size, make_gate, 1, library, device, **options)
         return
     ranks.join(device)
     run_one = {"loop": loops.run_loop, "fsdp": loops.run_fsdp, "pure": loops.run_pure}[side.kind]
