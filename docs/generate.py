@@ -16,6 +16,7 @@ PAGES = Path(__file__).parent / "api"
 # Page -> the modules on it. Names that several modules export appear where they are defined.
 MODULES = {
     "step": [
+        "trainstep.making",
         "trainstep.step",
         "trainstep.initial",
         "trainstep.evaluate",

@@ -32,6 +32,7 @@ from trainstep.losses import module_loss as module_loss
 from trainstep.lowering import capture as capture
 from trainstep.lowering import compile as compile
 from trainstep.lowering import donate as donate
+from trainstep.making import make_step as make_step
 from trainstep.model import functionalize as functionalize
 from trainstep.optim.base import Optimizer as Optimizer
 from trainstep.parallel import data_parallel as data_parallel
@@ -46,7 +47,6 @@ from trainstep.spikes import SpikeGuard as SpikeGuard
 from trainstep.spikes import spike_guard as spike_guard
 from trainstep.state import TrainState as TrainState
 from trainstep.step import Step as Step
-from trainstep.step import make_step as make_step
 from trainstep.sums import Sums as Sums
 from trainstep.transfer import load_into as load_into
 from trainstep.transfer import to_device as to_device
