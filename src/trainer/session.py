@@ -1,5 +1,7 @@
 """``Trainer.train``: set up a run, go through it, wind it up."""
 
+import copy
+import json
 import logging
 import time
 from contextlib import nullcontext
@@ -9,6 +11,7 @@ from typing import Any
 
 import trainstep as ts
 from trainer import digest_log, distributed, saving
+from trainer.batch_size import find_executable_batch_size, remember
 from trainer.callbacks import TrainerState
 from trainer.checkpoint import Loaded
 from trainer.data.feed import Feed
@@ -33,8 +36,39 @@ from trainer.records import Records
 logger = logging.getLogger(__name__)
 
 
+def start(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) -> TrainOutput:
+    """Train, with ``auto_find_batch_size`` in the largest batches that fit; see ``Trainer.train``."""
+    if not trainer.args.auto_find_batch_size:
+        trainer._train_batch_size = trainer.args.train_batch_size
+        return train(trainer, found, ignore_keys)
+    first = trainer.args.train_batch_size
+    if found is not None:  # what fitted before
+        first = json.loads(found.trainer_state).get("train_batch_size") or first
+    kept = trainer._train_state.opt_state if trainer._train_state else ()
+    before = copy.deepcopy(trainer.optimizer.state_dict()) if trainer.optimizer else None
+
+    def attempt(size: int) -> TrainOutput:
+        trainer._run = trainer._records = None
+        trainer._train_batch_size = size
+        if before is None:
+            trainer.optimizer = trainer._adopted = None
+        elif trainer.optimizer is not None:
+            # Loading shares the tensors, which the attempt then changes.
+            trainer.optimizer.load_state_dict(copy.deepcopy(before))
+        if trainer._own_scheduler:
+            trainer.lr_scheduler = None
+        return train(trainer, found, ignore_keys)
+
+    return find_executable_batch_size(
+        attempt,
+        first,
+        snapshot=lambda: remember(trainer.model, kept),
+        device=trainer.args.device,
+    )
+
+
 def train(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) -> TrainOutput:
-    """Run one training; see ``Trainer.train``."""
+    """Run one training, with the batch size that is set."""
     with distributed.reported(trainer._ranks):
         return _train(trainer, found, ignore_keys)
 

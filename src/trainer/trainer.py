@@ -1,7 +1,5 @@
 """``Trainer``: the façade. It assembles the parts and delegates; public methods may be overridden."""
 
-import copy
-import json
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,13 +12,9 @@ from torch import Tensor, nn
 import trainstep as ts
 from trainer import replaying, saving, session
 from trainer.arguments import TrainingArguments
-from trainer.batch_size import find_executable_batch_size, remember
 from trainer.callbacks import TRAINER_STATE_NAME as TRAINER_STATE_NAME
-from trainer.callbacks import (
-    TrainerControl,
-    TrainerState,
-)
-from trainer.checkpoint import BackgroundWriter, CheckpointError, Loaded
+from trainer.callbacks import TrainerControl, TrainerState
+from trainer.checkpoint import BackgroundWriter, CheckpointError
 from trainer.checkpoint.layout import ARGUMENTS as TRAINING_ARGS_NAME
 from trainer.checkpoint.layout import OPTIMIZER as OPTIMIZER_NAME
 from trainer.checks import (
@@ -45,9 +39,7 @@ from trainer.facade.output import OutputMixin
 from trainer.memory import MemoryTracker
 from trainer.modeling import WEIGHTS_NAME as SAFE_WEIGHTS_NAME
 from trainer.optimization import check_choices
-from trainer.optimizers import (
-    Adopted,
-)
+from trainer.optimizers import Adopted
 from trainer.outputs import TrainOutput
 from trainer.preparation import prepare_model, token_counter
 from trainer.smoothing import make_smoother
@@ -116,18 +108,7 @@ class Trainer(
         check_arguments(self.args, model, model_init, data_collator, train_dataset, eval_dataset)
         if self.args.batch_eval_metrics and compute_metrics is not None:
             check_batch_metrics(compute_metrics)
-        fsdp_plan.check(self.args, optimizers)
-        self._zero = deepspeed_plan.plan(self.args, optimizers, optimizer_cls_and_kwargs)
-        refuse_unsupported(self.args)
-        refuse_unused_hooks(self)
-        check_optimizers(optimizers, optimizer_cls_and_kwargs, model_init)
-        check_choices(
-            self.args,
-            optimizer=optimizers[0] is None
-            and optimizer_cls_and_kwargs is None
-            and not (self._zero and self._zero.own_optimizer),
-            scheduler=optimizers[1] is None and not (self._zero and self._zero.own_scheduler),
-        )
+        self._plan_distribution(optimizers, optimizer_cls_and_kwargs, model_init)
         logging.getLogger("trainer").setLevel(self.args.get_process_log_level())
         self._memory = MemoryTracker(self.args.skip_memory_metrics, self.args.device)
         memory = self._memory.start("init")
@@ -151,10 +132,43 @@ class Trainer(
         self._own_scheduler = self.lr_scheduler is None
         self._adopted: Adopted | None = None
         self.label_smoother = make_smoother(self.args.label_smoothing_factor, self.model)
+        self._loss_takes_items = takes(self.compute_loss, "num_items_in_batch")
+        self._forget_runs()
+        self.state = TrainerState()
+        self.control = TrainerControl()
+        self.callback_handler = self._make_handler(callbacks or [])
+        if self.args.should_save:
+            prepare_folder(Path(self.args.output_dir or "trainer_output"))
+        self.state.init_training_references(self, 0, 0, None)
+        self.control = self.callback_handler.on_init_end(self.args, self.state, self.control)
+        memory.stop()
+
+    def _plan_distribution(
+        self,
+        optimizers: tuple[torch.optim.Optimizer | None, Any],
+        cls_and_kwargs: tuple[Any, dict[str, Any]] | None,
+        model_init: Callable[[], nn.Module] | None,
+    ) -> None:
+        """Decide who holds and updates what, and refuse what would have no effect or cannot be."""
+        fsdp_plan.check(self.args, optimizers)
+        zero = self._zero = deepspeed_plan.plan(self.args, optimizers, cls_and_kwargs)
+        refuse_unsupported(self.args)
+        refuse_unused_hooks(self)
+        check_optimizers(optimizers, cls_and_kwargs, model_init)
+        own_optimizer, own_scheduler = optimizers[0] is None, optimizers[1] is None
+        check_choices(
+            self.args,
+            optimizer=own_optimizer
+            and cls_and_kwargs is None
+            and not (zero and zero.own_optimizer),
+            scheduler=own_scheduler and not (zero and zero.own_scheduler),
+        )
+
+    def _forget_runs(self) -> None:
+        """Begin with no run, and nothing counted."""
         self.current_flos = 0.0
         self._tokens = token_counter(self)
         self._tokens_before = 0
-        self._loss_takes_items = takes(self.compute_loss, "num_items_in_batch")
         self.is_in_train = False
         self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
         self._train_state: ts.TrainState | None = None
@@ -164,14 +178,6 @@ class Trainer(
         self._rates: Any = None
         self._writer: BackgroundWriter | None = None
         self._interruption: Any = None
-        self.state = TrainerState()
-        self.control = TrainerControl()
-        self.callback_handler = self._make_handler(callbacks or [])
-        if self.args.should_save:
-            prepare_folder(Path(self.args.output_dir or "trainer_output"))
-        self.state.init_training_references(self, 0, 0, None)
-        self.control = self.callback_handler.on_init_end(self.args, self.state, self.control)
-        memory.stop()
 
     def train(
         self,
@@ -218,7 +224,7 @@ class Trainer(
             with ExitStack() as stack:
                 prepare_model(self, stack)
                 found = saving.find_checkpoint(self, resume_from_checkpoint)
-                return self._train_from(found, ignore_keys_for_eval)
+                return session.start(self, found, ignore_keys_for_eval)
         except BaseException:
             self._memory.abandon()
             self._close_callbacks()
@@ -233,33 +239,6 @@ class Trainer(
             self._sync_buffers()
             for parameter in self.model.parameters():
                 parameter.grad = None  # those that were recorded would keep their graph's memory
-
-    def _train_from(self, found: Loaded | None, ignore_keys: list[str] | None) -> TrainOutput:
-        if not self.args.auto_find_batch_size:
-            self._train_batch_size = self.args.train_batch_size
-            return session.train(self, found, ignore_keys)
-        start = self.args.train_batch_size
-        if found is not None:  # what fitted before
-            start = json.loads(found.trainer_state).get("train_batch_size") or start
-        kept = self._train_state.opt_state if self._train_state else ()
-
-        before = copy.deepcopy(self.optimizer.state_dict()) if self.optimizer else None
-
-        def attempt(size: int) -> TrainOutput:
-            self._run = self._records = None
-            self._train_batch_size = size
-            if before is None:
-                self.optimizer = self._adopted = None
-            elif self.optimizer is not None:
-                # Loading shares the tensors, which the attempt then changes.
-                self.optimizer.load_state_dict(copy.deepcopy(before))
-            if self._own_scheduler:
-                self.lr_scheduler = None
-            return session.train(self, found, ignore_keys)
-
-        return find_executable_batch_size(
-            attempt, start, snapshot=lambda: remember(self.model, kept), device=self.args.device
-        )
 
     @property
     def train_state(self) -> ts.TrainState:
