@@ -3,14 +3,16 @@
 import logging
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import trainstep as ts
 from support import models
+from support.shell import Scored, make_trainer, scored
 from trainer.batch_size import find_executable_batch_size, is_out_of_memory, remember
 
 
@@ -187,3 +189,33 @@ def test_a_donated_training_starts_again_from_weights_and_moments(optimizer: Any
     moved = run()
     restore()
     assert run() == once != moved
+
+
+class Tight(Scored):
+    """Lacks memory for more than 3 samples, as it turns out in the second step."""
+
+    seen = 0
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        self.seen += len(x) > 3
+        if len(x) > 3 and self.seen == 2:
+            raise torch.OutOfMemoryError("none left")
+        return super().forward(x, labels)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["made", "given"])
+def test_a_trainer_starts_again_with_the_optimizer_as_it_was(given: bool, tmp_path: Path) -> None:
+    def train(size: int, **options: Any) -> str:
+        model = scored("mlp", kind=Tight)
+        optimizer = torch.optim.Adam(model.parameters(), 0.1)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()  # so that there are moments to be put back
+        more = {"optimizers": (optimizer, None)} if given else {}
+        options |= {"per_device_train_batch_size": size, "save_strategy": "no"}
+        trainer = make_trainer(tmp_path, model, more=more, **options)
+        trainer.train()
+        assert trainer.state.train_batch_size == 3
+        return ts.digest(trainer.train_state)
+
+    assert train(4, auto_find_batch_size=True) == train(3)

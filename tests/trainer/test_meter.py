@@ -2,10 +2,13 @@
 
 import json
 import logging
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from support.shell import make_trainer, samples
 from trainer.meter import Meter
 
 RATE = torch.tensor(0.1, dtype=torch.float64)
@@ -173,3 +176,21 @@ def test_a_micro_batch_that_is_not_finite_makes_its_update_count_as_such(
     # As the Hugging Face Trainer counts: the sum so far over the updates so far, for each such loss.
     assert meter.read(2) == (3.0 + 3.0 / 2 + 3.0) / 2
     assert "1 of the last 2 updates" in caplog.text
+
+
+def test_a_training_gives_it_every_micro_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, add_to = [], Meter.add
+
+    def add(self: Meter, metrics: Any, losses: Any = ()) -> None:
+        given.append((metrics["loss"], list(losses)))
+        add_to(self, metrics, losses)
+
+    monkeypatch.setattr(Meter, "add", add)
+    options = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3}
+    make_trainer(tmp_path, train=samples(7), num_train_epochs=1, **options).train()
+
+    assert [len(losses) for _, losses in given] == [3, 3, 0]
+    for loss, (first, second, third) in given[:2]:
+        assert torch.equal(loss, first + second + third)
