@@ -5,15 +5,42 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
+from attrs import define, field
 from torch import Tensor
 
 import trainstep as ts
+from trainer.changes import Changes
 from trainer.engine import LocalEngine
 from trainstep.captured import CapturedStep
+from trainstep.graphs import is_recording
+from trainstep.rng import SlotKey
 from trainstep.stages import Inputs
-from trainstep.types import Buffers, Grads
+from trainstep.types import Buffers, Grads, Metrics
 
 logger = logging.getLogger(__name__)
+
+
+@define(eq=False)
+class RetreatingStep(CapturedStep):
+    """A captured step for given gradients; an update that cannot be recorded is made without a graph.
+
+    Attributes:
+        retreat: called with the reason then.
+    """
+
+    retreat: Callable[[str], Any] = field(kw_only=True)
+
+    def finish(
+        self, state: ts.TrainState, pending: tuple[ts.Loss, Grads]
+    ) -> tuple[ts.TrainState, Metrics]:
+        """Make the update. Nothing has happened to the state when a recording fails."""
+        state = self.at_home(state)
+        try:
+            return self.update(state, *pending)
+        except ts.CaptureError as error:
+            failure = str(error)
+        self.retreat(failure)
+        return self.step.finish(state, self.step.prepare(state, *pending))
 
 
 class CapturedEngine:
@@ -23,7 +50,8 @@ class CapturedEngine:
         local: the engine whose work is recorded.
         step: the captured step, with whose graphs memory is shared.
         device: the CUDA device of all parameters.
-        give_up: called once if the step turns out not to be recordable.
+        changes: tells of what others have changed in the model.
+        retreat: called once, with the reason, if training is to go on without graphs.
     """
 
     def __init__(
@@ -31,19 +59,22 @@ class CapturedEngine:
         local: LocalEngine,
         step: CapturedStep,
         device: torch.device,
-        give_up: Callable[[], Any],
+        changes: Changes,
+        retreat: Callable[[str], Any],
     ) -> None:
-        self._local = local
-        self._device = device
-        self._give_up = give_up
-        self._graphs: Inputs | None = Inputs(device, step.pool, step.limit)
+        self._local, self._step, self._device = local, step, device
+        self._changes, self._retreat = changes, retreat
+        self._graphs: Inputs | None = None
         self._grads: Grads = {}
         self._losses: list[Tensor] = []
+        self._over = False
+        self._begin()
 
     def passes(
         self, batches: Iterable[Any], items: Any, window: int, key: Any
     ) -> Iterator[Tensor | None]:
         """Run an update's micro-batches at once; yields their joint loss after each."""
+        self._follow_changes()
         if self._graphs is not None:
             batches = [self._placed(batch) for batch in batches]
             self._local.prepare()
@@ -53,9 +84,7 @@ class CapturedEngine:
                     lambda inputs, key: self._run(inputs, window, key), (batches, items), key
                 )
             except ts.CaptureError as error:
-                logger.warning("capture is off, training goes on without it: %s", error)
-                self._graphs, self._grads = None, {}
-                self._give_up()
+                failure = str(error)
             else:
                 self._local.show(self._grads)
                 # Cloned, since the next replay overwrites them.
@@ -63,7 +92,15 @@ class CapturedEngine:
                 for _ in range(window):
                     yield total
                 return
+            self.give_up(failure)
+            self._end()
         yield from self._local.passes(batches, items, window, key)
+
+    def give_up(self, reason: str) -> None:
+        """Go on without graphs from the next update on; gradients of this one may still be in use."""
+        if not self._over:
+            self._over = True
+            self._retreat(reason)
 
     def losses(self) -> list[Tensor]:
         """Return what each of several micro-batches added to the loss."""
@@ -82,6 +119,29 @@ class CapturedEngine:
         """Return the module's buffers."""
         return self._local.buffers()
 
+    def _follow_changes(self) -> None:
+        if not self._over:
+            change = self._changes.found()
+            if change.final:
+                self.give_up(change.reason)
+            elif change.reason:
+                logger.info("Steps are recorded anew: %s.", change.reason)
+                self._begin()
+        if self._over and self._graphs is not None:
+            self._end()
+
+    def _begin(self) -> None:
+        self._local.drop()
+        self._grads = {}
+        self._step.forget()
+        self._graphs = Inputs(self._device, self._step.pool, self._step.limit)
+
+    def _end(self) -> None:
+        self._local.drop()
+        self._graphs, self._grads, self._losses = None, {}, []
+        self._step.forget()
+        torch.cuda.empty_cache()  # what graphs held is another size than what comes now
+
     def _placed(self, batch: Any) -> Any:
         return batch if type(batch) is dict else ts.tree.plain(batch)
 
@@ -89,17 +149,24 @@ class CapturedEngine:
         self, inputs: tuple[Any, Any], window: int, key: Any
     ) -> tuple[Tensor | None, Tensor | None, Grads]:
         batches, items = inputs
-        recording = torch.cuda.is_current_stream_capturing()
-        before = {} if recording else ts.tree.clone(self._local.buffers())
+        if is_recording():
+            return self._pass(batches, items, window, key)
+        before = ts.tree.clone(self._local.buffers())
         try:
-            self._local.drop()
-            *_, total = self._local.passes(batches, items, window, key)
-            self._local.keep_buffers()
-            shares = torch.stack(self._local.losses()) if window > 1 else None
-            return total, shares, self._local.collect()
+            with self._changes.made_by_the_model(refused=isinstance(key, SlotKey)):
+                return self._pass(batches, items, window, key)
         except BaseException:
             self._local.drop()
             for name, tensor in self._local.buffers().items():
                 if name in before:
                     tensor.copy_(before[name])
             raise
+
+    def _pass(
+        self, batches: Any, items: Any, window: int, key: Any
+    ) -> tuple[Tensor | None, Tensor | None, Grads]:
+        self._local.drop()
+        *_, total = self._local.passes(batches, items, window, key)
+        self._local.keep_buffers()
+        shares = torch.stack(self._local.losses()) if window > 1 else None
+        return total, shares, self._local.collect()

@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import trainstep as ts
-from trainer.captured import CapturedEngine
+from trainer.captured import CapturedEngine, RetreatingStep
+from trainer.changes import Changes
+from trainer.circumstances import Circumstances, has_hooks
 from trainer.engine import LocalEngine
 from trainer.facade.losses import LossMixin
 
@@ -21,29 +23,42 @@ _IMPERATIVE = (
     "_prepare_input",
 )
 
+_ABOUT_MASKS = (
+    " transformers looks whether attention_mask hides anything, unless the model is compiled: with "
+    "torch_compile=True its steps are recorded."
+)
+
 
 def engage(trainer: Any, run: Any, engine: LocalEngine) -> None:
     """Set ``run.step`` and ``run.engine``, which are given as they are, to the fastest that is safe.
 
-    Says once what was chosen, and why.
+    Says once what was chosen, and why; ``trainer.lowering`` has it as well.
     """
-    compiled = "compiled" if trainer.args.torch_compile else "eager"
-    reasons = list(_against_capture(trainer, run.state))
+    kind = "compiled" if trainer.args.torch_compile else "eager"
+    reasons = "; ".join(_against_capture(trainer, run.state))
     if reasons:
-        logger.info("Steps are %s, without CUDA graphs: %s.", compiled, "; ".join(reasons))
+        trainer.lowering = f"{kind}, without CUDA graphs: {reasons}"
+        logger.info("Steps are %s.", trainer.lowering)
         return
     plain = run.step
-    captured = ts.capture(plain)
 
-    def give_up() -> None:
+    def retreat(reason: str) -> None:
         run.step = plain
+        if "masking_utils" in reason and kind == "eager":
+            reason += _ABOUT_MASKS
+        trainer.lowering = f"{kind}, without CUDA graphs: {reason}"
+        logger.warning("capture is off, training goes on without it: %s", reason)
 
-    device = trainer.args.device
-    run.step, run.engine = captured, CapturedEngine(engine, captured, device, give_up)
-    logger.info(
-        "Steps are %s, and recorded in CUDA graphs once a shape of batch comes for the third time.",
-        compiled,
+    captured = RetreatingStep(plain, retreat=lambda reason: run.engine.give_up(reason))
+    changes = Changes(
+        Circumstances(trainer.model),
+        trainer.callback_handler,
+        lambda: _against_capture(trainer, run.state),
     )
+    run.step = captured
+    run.engine = CapturedEngine(engine, captured, trainer.args.device, changes, retreat)
+    trainer.lowering = f"{kind}, recorded in CUDA graphs"
+    logger.info("Steps are %s, once a shape of batch comes for the third time.", trainer.lowering)
 
 
 def recorded(run: Any) -> bool:
@@ -76,13 +91,8 @@ def _against_capture(trainer: Any, state: ts.TrainState) -> Iterator[str]:
         yield "torch_empty_cache_steps empties the cache inside the step"
     if args.torch_compile_mode in ("reduce-overhead", "max-autotune"):
         yield f"torch_compile_mode={args.torch_compile_mode!r} makes CUDA graphs of its own"
-    if any(_has_hooks(module) for module in trainer.model.modules()):
+    if has_hooks(trainer.model):
         yield "the model has hooks, which may do things on the host"
-
-
-def _has_hooks(module: Any) -> bool:
-    forward = [h for h in module._forward_hooks.values() if not getattr(h, "recordable", False)]
-    return bool(forward or module._forward_pre_hooks or module._backward_hooks)
 
 
 def _indexed(device: Any) -> Any:

@@ -78,6 +78,7 @@ class Trainer(
     Attributes:
         train_state: the immutable ``trainstep.TrainState`` after the last update.
         state: progress and log history (``TrainerState``).
+        lowering: how the steps of the last training are carried out, and why; None before there is one.
 
     Raises:
         RuntimeError: without model and ``model_init``.
@@ -172,6 +173,7 @@ class Trainer(
         self.is_in_train = False
         self.current_gradient_accumulation_steps = self.args.gradient_accumulation_steps
         self._train_state: ts.TrainState | None = None
+        self.lowering: str | None = None
         self._run: Any = None
         self._meter: Any = None
         self._records: Any = None

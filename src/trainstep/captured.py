@@ -77,6 +77,13 @@ class CapturedStep:
             self._pool = torch.cuda.graph_pool_handle()
         return self._pool
 
+    def forget(self) -> None:
+        """Let go of everything recorded; what comes next is recorded anew."""
+        self._gradients = None
+        self._updates.clear()
+        self._met.clear()
+        self._pool = None  # PyTorch does not take a pool up again that no graph uses
+
     def at_home(self, state: TrainState) -> TrainState:
         """Return ``state`` in the tensors that the graphs use; consumes it if it is in others.
 

@@ -7,8 +7,8 @@ from attrs import define
 from trainstep import tree
 from trainstep.captured import CapturedStep
 from trainstep.errors import CaptureError
-from trainstep.graphs import DRAWN_ON_HOST
 from trainstep.homes import on_device, pack, unpack
+from trainstep.rehearsal import DRAWN_ON_HOST
 from trainstep.stages import Inputs
 from trainstep.state import TrainState, consume
 from trainstep.types import Metrics

@@ -103,12 +103,15 @@ def capture(step: Step | DataParallel, *, limit: int = 8) -> CapturedStep:
 
     Raises:
         TypeError: if ``step`` was not made by ``make_step``.
+        ValueError: if ``limit`` is less than 1.
         CaptureError: from the second or third call, if the step waits for the GPU, draws random numbers on
             the host, or does something else that a graph cannot hold; names the operation and the line.
             The state is as it was then, and can go into the step uncaptured. From the first call on a
             GPU, if ranks exchange through another backend than NCCL, and with
             ``find_unused_parameters=True``.
     """
+    if limit < 1:
+        raise ValueError(f"capture: limit must be at least 1, got {limit}")
     if isinstance(step, DataParallel):
         parallel = evolve(step, step=donate(step.step))
         return CapturedStep(parallel.step, limit, parallel)

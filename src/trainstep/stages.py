@@ -11,7 +11,8 @@ from torch import Tensor
 
 from trainstep import tree
 from trainstep.errors import CaptureError
-from trainstep.graphs import Recording, record, rehearse
+from trainstep.graphs import Recording, record
+from trainstep.rehearsal import rehearse
 from trainstep.rng import Key
 
 
@@ -65,6 +66,7 @@ class Inputs:
     pool: Any
     limit: int
     _stages: dict[Hashable, Stages] = field(factory=dict)
+    _shapes: set[tuple[tuple[int, ...], ...]] = field(factory=set)
     _full: bool = False
 
     @property
@@ -79,9 +81,10 @@ class Inputs:
         stages = self._stages.get(key)
         if stages is None:
             if len(self._stages) >= self.limit:
-                self._warn(leaves)
+                self._warn(batch, leaves)
                 return fn(batch, root)
             stages = self._stages[key] = Stages(self.device, self.pool)
+            self._shapes.add(_shapes(leaves))
         if not stages.static:
             return stages(lambda key: fn(batch, key), root)
         if not stages.inputs:
@@ -94,16 +97,30 @@ class Inputs:
         placed = tree.map(lambda leaf: next(waiting) if isinstance(leaf, Tensor) else leaf, batch)
         return stages(lambda key: fn(placed, key), root)
 
-    def _warn(self, leaves: list[Tensor]) -> None:
-        if not self._full:
-            self._full = True
-            shapes = ", ".join(str(tuple(leaf.shape)) for leaf in leaves)
-            warnings.warn(
-                f"capture: the batch ({shapes}) has another shape than the {self.limit} that are recorded; "
-                "from now on new shapes run without a graph. Pad to a few lengths (pad_to_multiple_of) "
-                "to have fewer.",
-                stacklevel=4,
+    def _warn(self, batch: Any, leaves: list[Tensor]) -> None:
+        if self._full:
+            return
+        self._full = True
+        shapes = _shapes(leaves)
+        if shapes in self._shapes:
+            others = [leaf for leaf in tree.flatten(batch)[0] if not isinstance(leaf, Tensor)]
+            values = ", ".join(map(repr, others))
+            reason = (
+                f"the batch holds what is no tensor ({values}), which a recording takes for a part of the "
+                f"step, in other values than the {self.limit} that are recorded; from now on other values "
+                "run without a graph. Make them tensors, or leave them out of the batch."
             )
+        else:
+            reason = (
+                f"the batch ({', '.join(map(str, shapes))}) has another shape than the {self.limit} that "
+                "are recorded; from now on new shapes run without a graph. Pad to a few lengths "
+                "(pad_to_multiple_of) to have fewer."
+            )
+        warnings.warn(f"capture: {reason}", stacklevel=4)
+
+
+def _shapes(tensors: list[Tensor]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tensor.shape) for tensor in tensors)
 
 
 def signature(value: Any, tensors: list[Tensor]) -> Hashable:

@@ -19,8 +19,8 @@ from trainstep.batches import split_batch
 from trainstep.decompositions import ADAM
 from trainstep.errors import CaptureError
 from trainstep.grads import accumulate
-from trainstep.graphs import generators_watched
 from trainstep.losses import ModuleLoss
+from trainstep.rehearsal import generators_watched
 from trainstep.rng import TracedKey
 from trainstep.stages import signature
 from trainstep.state import TrainState, consume, parts

@@ -16,6 +16,18 @@ from .state import TrainerState
 
 logger = logging.getLogger(__name__)
 
+# What happens in every step; other events are rare enough to look around after each.
+_FREQUENT = frozenset(
+    {
+        "on_step_begin",
+        "on_substep_end",
+        "on_pre_optimizer_step",
+        "on_optimizer_step",
+        "on_step_end",
+        "on_prediction_step",
+    }
+)
+
 
 class CallbackHandler(EventMethods):
     """Hold the callbacks and call them in order.
@@ -29,6 +41,8 @@ class CallbackHandler(EventMethods):
         callbacks: The callbacks, in the order in which they are called.
         model, processing_class, optimizer, lr_scheduler, train_dataloader, eval_dataloader:
             Passed by keyword to every event.
+        interventions: Counts the events at which code of others may have changed something: those
+            to which a callback that is not part of this package listens, and all rare ones.
     """
 
     def __init__(
@@ -42,6 +56,8 @@ class CallbackHandler(EventMethods):
         self.callbacks: list[Any] = []
         self._known: list[Any] = []
         self._listeners: dict[str, tuple[Any, ...]] = {}
+        self._open: dict[str, bool] = {}
+        self.interventions = 0
         self.model = model
         self.processing_class = processing_class
         self.optimizer = optimizer
@@ -137,13 +153,12 @@ class CallbackHandler(EventMethods):
         if listeners is None:
             listeners = tuple(item for item in self.callbacks if _overrides(item, event))
             self._listeners[event] = listeners
+            self._open[event] = event not in _FREQUENT or any(map(_is_foreign, listeners))
         return listeners
 
     def has_foreign_listeners(self, event: str) -> bool:
         """Whether a callback that is not part of this package listens to `event`."""
-        package = __name__.partition(".")[0]
-        kinds = map(type, self._listeners_of(event))
-        return any(kind.__module__.partition(".")[0] != package for kind in kinds)
+        return any(map(_is_foreign, self._listeners_of(event)))
 
     def call_event(
         self,
@@ -176,7 +191,12 @@ class CallbackHandler(EventMethods):
             )
             if result is not None and result is not control:
                 control = _checked_control(result, callback, event)
+        self.interventions += self._open[event]
         return control
+
+
+def _is_foreign(callback: Any) -> bool:
+    return type(callback).__module__.partition(".")[0] != __name__.partition(".")[0]
 
 
 def _overrides(callback: Any, event: str) -> bool:

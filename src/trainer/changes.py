@@ -1,0 +1,102 @@
+"""Whether a model is still what was recorded, asked before every update, and mostly answered at no cost."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import define, field, frozen
+
+import trainstep as ts
+from trainer.circumstances import Circumstances
+
+OFTEN, LATELY = 3, 100
+"""So many changes within so many updates are not worth recording anew for."""
+
+
+@frozen
+class Change:
+    """What has changed, if anything, and whether it ends recording for good."""
+
+    reason: str = ""
+    final: bool = False
+
+
+@define(eq=False)
+class Changes:
+    """Tells what others, and the forward pass itself, have changed in a model.
+
+    Args:
+        circumstances: of the model.
+        handler: the callbacks, who count when code of others has run.
+        against: gives all reasons why steps are not recorded.
+    """
+
+    circumstances: Circumstances
+    handler: Any
+    against: Callable[[], Iterable[str]]
+    _last: Any = field(default=None, init=False)
+    _seen: int = field(default=-1, init=False)
+    _updates: int = field(default=0, init=False)
+    _when: list[int] = field(factory=list, init=False)
+
+    def found(self) -> Change:
+        """Return what has changed since the last pass, in which code of others may have run."""
+        self._updates += 1
+        if self.handler.interventions == self._seen:
+            return Change()
+        self._seen = self.handler.interventions
+        look = self.circumstances.look()
+        what = self._last and self.circumstances.difference(self._last, look)
+        if self._last is not None and what is None and not self._listened():
+            return Change()
+        self._take_in()
+        if reasons := "; ".join(self.against()):
+            return Change(reasons, final=True)
+        return Change() if what is None else self._judge(what)
+
+    @contextmanager
+    def made_by_the_model(self, refused: bool) -> Iterator[None]:
+        """Take in what the pass inside changes.
+
+        Args:
+            refused: it is rehearsed: numbers, strings and flags must stay, and are put back if it fails.
+
+        Raises:
+            CaptureError: if they do not stay.
+        """
+        if not refused:
+            yield
+            self._take_in()
+            return
+        before = self.circumstances.numbers()
+        try:
+            yield
+            if (what := self.circumstances.moved(before)) is not None:
+                raise ts.CaptureError(
+                    f"the forward pass changes {what} of the model in every step, which a recording would "
+                    "not do again"
+                )
+        except BaseException:
+            self.circumstances.put_back(before)
+            raise
+        self._take_in()
+
+    def _listened(self) -> bool:
+        return bool(self.handler.listens("on_pre_optimizer_step"))
+
+    def _take_in(self) -> None:
+        look = self.circumstances.look()
+        if self._last is None or look[1] != self._last[1]:  # there are other things to look at
+            self.circumstances.find()
+            look = self.circumstances.look()
+        self._last = look
+
+    def _judge(self, what: str) -> Change:
+        self._when = [*self._when[1 - OFTEN :], self._updates]
+        if len(self._when) == OFTEN and self._updates - self._when[0] < LATELY:
+            return Change(
+                f"{what} of the model was changed {OFTEN} times within {LATELY} updates, which a recording "
+                "does not follow",
+                final=True,
+            )
+        return Change(f"{what} of the model was changed")

@@ -1,0 +1,110 @@
+"""Models of transformers in CUDA graphs: the same bits, and what their masks need."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import trainstep as ts
+from trainer import Trainer, TrainingArguments
+
+transformers = pytest.importorskip("transformers")
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.filterwarnings("ignore"),
+]
+
+
+def model(kind: str) -> Any:
+    torch.manual_seed(0)
+    if kind == "gpt2":
+        config = transformers.GPT2Config(n_layer=2, n_embd=64, n_head=4, vocab_size=128)
+        return transformers.GPT2LMHeadModel(config)
+    small = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 128,
+    }
+    if kind == "llama":
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**small))
+    return transformers.BertForMaskedLM(transformers.BertConfig(**small))
+
+
+def data(masked: bool) -> list[dict[str, torch.Tensor]]:
+    tokens = torch.randint(1, 128, (32, 16), generator=torch.Generator().manual_seed(0))
+    samples = []
+    for number, ids in enumerate(tokens):
+        sample = {"input_ids": ids, "labels": ids.clone()}
+        if masked:
+            mask = torch.ones(16, dtype=torch.int64)
+            mask[16 - number % 5 :] = 0
+            sample |= {"attention_mask": mask, "labels": torch.where(mask == 1, ids, -100)}
+        samples.append(sample)
+    return samples
+
+
+def train(folder: Path, kind: str, masked: bool = False, **options: Any) -> Trainer:
+    arguments = TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=4,
+        max_steps=12,
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        **options,
+    )
+    trainer = Trainer(model(kind), arguments, train_dataset=data(masked))
+    trainer.train()
+    return trainer
+
+
+def same(a: Trainer, b: Trainer) -> bool:
+    return ts.diff(a.train_state, b.train_state) == []
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama", "bert"])
+def test_without_a_mask(kind: str, tmp_path: Path) -> None:
+    mine = train(tmp_path / "a", kind, bf16=True)
+    assert mine.lowering == "eager, recorded in CUDA graphs"
+    assert same(mine, train(tmp_path / "b", kind, bf16=True, capture="off"))
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+def test_with_a_mask_they_must_be_compiled(kind: str, tmp_path: Path) -> None:
+    eager = train(tmp_path / "a", kind, masked=True)
+    assert "with torch_compile=True its steps are recorded" in str(eager.lowering)
+    assert same(eager, train(tmp_path / "b", kind, masked=True, capture="off"))
+    torch._dynamo.reset()
+    compiled = train(tmp_path / "c", kind, masked=True, torch_compile=True)
+    assert compiled.lowering == "compiled, recorded in CUDA graphs"
+    plain = train(tmp_path / "d", kind, masked=True, torch_compile=True, capture="off")
+    assert same(compiled, plain)
+
+
+def test_layers_that_run_again_with_dropout_are_not_recorded(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+    }
+    mine = train(tmp_path / "a", "gpt2", **options)
+    assert "gradient checkpointing" in str(mine.lowering)
+    assert same(mine, train(tmp_path / "b", "gpt2", capture="off", **options))
+
+
+def test_full_determinism_gives_one_digest(tmp_path: Path) -> None:
+    digests = {
+        ts.digest(train(tmp_path / str(n), "gpt2", bf16=True, **options).train_state)
+        for n, options in enumerate(
+            [
+                {"full_determinism": True},
+                {"full_determinism": True},
+                {"full_determinism": True, "capture": "off"},
+            ]
+        )
+    }
+    assert len(digests) == 1
