@@ -21,8 +21,8 @@ from trainer.tokens import main_input_name
 
 logger = logging.getLogger(__name__)
 
-# Dense bfloat16 operations per second, from NVIDIA's data sheets (figures with sparsity halved). A device
-# is the first whose words are all in its name.
+# Dense bfloat16 operations per second, sums in float32, from the vendors' data sheets (figures with
+# sparsity halved). A device is the first whose words are all in its name.
 _PEAKS: tuple[tuple[str, float], ...] = (
     ("B200", 2250e12),
     ("H200 NVL", 835e12),
@@ -42,7 +42,17 @@ _PEAKS: tuple[tuple[str, float], ...] = (
     ("L40S", 362e12),
     ("L40", 181e12),
     ("L4", 121e12),
+    ("RTX 6000 Ada", 364.2e12),
+    ("RTX A6000", 154.8e12),
+    ("RTX 4090", 165.2e12),
+    ("RTX 3090 Ti", 80e12),
+    ("RTX 3090", 71e12),
+    ("MI325X", 1307.4e12),
+    ("MI300X", 1307.4e12),
+    ("MI250X", 191.5e12),  # each of the two dies, half of what the data sheet says, is a device
 )
+# Words of devices that are slower than their namesakes: slices, notebooks' chips, the RTX 4090 D.
+_LESSER = frozenset({"MIG", "Laptop", "D"})
 
 
 def peak_operations(device_name: str) -> float | None:
@@ -50,10 +60,10 @@ def peak_operations(device_name: str) -> float | None:
 
     Args:
         device_name: what ``torch.cuda.get_device_name`` returns. A slice of a device (MIG) has no peak
-            of its own.
+            of its own, nor has a notebook's chip that of the card whose name it bears.
     """
     words = set(device_name.replace("-", " ").split())
-    if "MIG" in words:
+    if words & _LESSER:
         return None
     return next((peak for name, peak in _PEAKS if words.issuperset(name.split())), None)
 
