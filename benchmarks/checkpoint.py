@@ -34,6 +34,7 @@ from torch import Tensor
 
 import trainstep as ts
 from rounds import Rounds, Times, percent, ratios
+from shared import at_least
 from trainer import checkpoint
 from trainstep.serialize import to_flat
 
@@ -192,7 +193,7 @@ def main() -> None:
     """Measure and print everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="124M", help="parameters of the state")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=at_least(1), default=7)
     parser.add_argument("--folder", type=Path, help="where to write; default: the system's")
     parser.add_argument("--busy", type=float, default=1.0, help="share that others may take")
     parser.add_argument("--limit", type=float, default=600.0, help="seconds to wait for rounds")

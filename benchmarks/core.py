@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import trainstep as ts
+from shared import at_least, need_cuda
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "examples"))
 from char_lm import ByteGPT
@@ -187,9 +188,10 @@ def report(title: str, times: dict[str, list[float]], base: str, unit: str = "ms
 
 def main() -> None:
     """Measure and print everything."""
+    usual = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=at_least(1), default=7)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default=usual)
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--rss", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -197,6 +199,8 @@ def main() -> None:
         measure_rss(options.rss)
         return
     device, rounds = options.device, options.rounds
+    if device == "cuda":
+        need_cuda()
     gpu = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     print(f"{gpu}, torch {torch.__version__}, {torch.get_num_threads()} threads")
     results: dict[str, Any] = {"device": gpu, "torch": torch.__version__}

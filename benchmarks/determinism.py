@@ -19,6 +19,7 @@ from typing import Any
 
 import gpt
 from gpu_sides import CLIP, DECAY, LR, Tokens
+from shared import at_least, need_cuda
 
 RUNS: list[dict[str, Any]] = [
     {"full_determinism": deterministic, "capture": capture, "torch_compile": compiled}
@@ -80,13 +81,14 @@ def main() -> None:
     """Run all and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=gpt.SIZES, default="124M")
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=at_least(2), default=24)
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--work", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         work(options.size, options.steps, json.loads(options.work))
         return
+    need_cuda()
     results = []
     print(f"### GPT {options.size}, dropout 0.1, digest after {options.steps} steps\n")
     print(

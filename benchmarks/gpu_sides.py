@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import gpt
+from shared import import_lightning
 
 LR, DECAY, CLIP = 3e-4, 0.1, 1.0
 FOREVER = 10**6
@@ -140,10 +141,7 @@ def run_lightning(size: gpt.Size, make_gate: MakeGate, accumulation: int) -> Non
     """Train with Lightning."""
     import torch
 
-    try:
-        import lightning
-    except ImportError:
-        import pytorch_lightning as lightning
+    lightning = import_lightning()
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:

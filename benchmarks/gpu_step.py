@@ -8,8 +8,6 @@ trainers load theirs from a dataset in memory, log every 50 steps, and save noth
 
 import argparse
 import json
-import platform
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import gpt
 import turns
 from gpu_sides import contender
+from shared import at_least, need_cuda, versions
 
 SIDES = {
     "loop": "plain PyTorch loop",
@@ -36,7 +35,6 @@ SIDES = {
     "jax": "JAX, jit, donated",
 }
 TURNS = {"small": 100, "124M": 10, "350M": 5}
-PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # bf16, dense, per second
 
 
 def work(side: str, name: str, accumulation: int) -> None:
@@ -58,28 +56,15 @@ def work(side: str, name: str, accumulation: int) -> None:
     contender(side, size, accumulation)(lambda: turns.Gate(steps, 3, 12, wait, rest, waits=True))
 
 
-def versions() -> dict[str, str]:
-    """Return what was measured, and on what."""
-    import torch
-
-    found = {"device": torch.cuda.get_device_name(), "python": platform.python_version()}
-    script = "import importlib.metadata as m, sys; print(m.version(sys.argv[1]))"
-    for package in ("torch", "transformers", "accelerate", "pytorch-lightning", "jax"):
-        run = subprocess.run(
-            [sys.executable, "-c", script, package], capture_output=True, text=True, check=False
-        )
-        if run.returncode == 0:
-            found[package] = run.stdout.strip()
-    return found
-
-
 def main() -> None:
     """Measure all contenders at all sizes and print tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", choices=gpt.SIZES, default=["small", "124M"])
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches to an update")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--accumulation", type=at_least(1), default=1, help="micro-batches to an update"
+    )
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -87,10 +72,13 @@ def main() -> None:
         side, name, accumulation = options.work
         work(side, name, int(accumulation))
         return
-    about = versions()
+    need_cuda()
+    from trainer.figures import peak_operations  # contenders do not need it
+
+    about = versions("cuda")
     print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     results: dict[str, Any] = {"about": about, "accumulation": options.accumulation}
-    peak = next((value for name, value in PEAK.items() if name in about["device"]), None)
+    peak = peak_operations(about["device"])
     for name in options.sizes:
         size = gpt.SIZES[name]
         commands = {

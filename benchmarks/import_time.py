@@ -18,13 +18,18 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from shared import at_least, markdown, spread
+
 BASE = "import torch, accelerate"
 SIDES = {
-    "base": ("torch, accelerate", BASE),
-    "trainer": ("and import trainer", f"{BASE}; import trainer"),
-    "names": ("and its Trainer", f"{BASE}; from trainer import Trainer, TrainingArguments"),
+    "base": (f"`{BASE}`", BASE),
+    "trainer": ("and `import trainer`", f"{BASE}; import trainer"),
+    "names": (
+        "and `from trainer import Trainer`",
+        f"{BASE}; from trainer import Trainer, TrainingArguments",
+    ),
     "hf": (
-        "and transformers' Trainer",
+        "and `from transformers import Trainer`",
         f"{BASE}; from transformers import Trainer, TrainingArguments",
     ),
 }
@@ -97,22 +102,29 @@ def summary(times: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
     }
 
 
+def table(sides: dict[str, dict[str, float]]) -> str:
+    """Return a Markdown table of what ``summary`` found for every side."""
+    rows = [["", "wall clock, s (median)", "ratio", "processor, s", "ratio"]]
+    for side, found in sides.items():
+        wall = f"{found['median_s']:.3f} ({spread([found['min_s'], found['max_s']])})"
+        cpu = [f"{found['cpu_median_s']:.3f}", f"{found['cpu_ratio']:.2f}"]
+        rows.append([SIDES[side][0], wall, f"{found['ratio']:.2f}", *cpu])
+    return markdown(rows)
+
+
 def main() -> int:
     """Measure, print, and tell by the exit status whether ``import trainer`` kept the limit."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=9, help="rounds that count, at least 5")
+    parser.add_argument(
+        "--rounds", type=at_least(5), default=9, help="rounds that count, at least 5"
+    )
     parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=["trainer", "names"])
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     given = parser.parse_args()
-    if given.rounds < 5:
-        parser.error("--rounds must be at least 5: a median of fewer says little")
     sides = ["base", *(side for side in given.sides if side != "base")]
     found = summary(measure(sides, given.rounds))
-    print(f"Python {found['python']}, {found['machine']}, {found['rounds']} rounds")
-    for side, row in found["sides"].items():
-        spread = f"{row['min_s']:.3f} to {row['max_s']:.3f}"
-        shown = f"{SIDES[side][0]:28} {row['median_s']:.3f} s  ({spread})  {row['ratio']:.3f}x"
-        print(f"{shown}   processor {row['cpu_median_s']:.3f} s  {row['cpu_ratio']:.3f}x")
+    print(f"Python {found['python']}, {found['machine']}, {found['rounds']} rounds\n")
+    print(table(found["sides"]))
     if given.json is not None:
         given.json.write_text(json.dumps(found, indent=2) + "\n")
     return int("trainer" in sides and found["sides"]["trainer"]["ratio"] > LIMIT)

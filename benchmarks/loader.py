@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
+from shared import at_least
 from trainer import Trainer, TrainingArguments
 from trainer.data.feed import Feed
 
@@ -215,7 +216,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=4_000, help="of an epoch of augmented images")
     parser.add_argument("--size", type=int, default=64, help="width of an image")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=at_least(1), default=7)
     parser.add_argument("--json", type=Path, help="also write the figures there")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -9,7 +9,6 @@ resident memory rose above what the process held before there was a model, all c
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from torch import Tensor
 
 import gpt
 import trainstep as ts
+from shared import at_least, markdown, need_cuda, spread, versions
 
 SIDES = {
     "loop": "plain PyTorch loop",
@@ -152,23 +152,21 @@ def measure(sides: list[str], size: str, device: str, rounds: int) -> dict[str, 
 
 
 def table(found: dict[str, dict[str, Any]], base: str) -> str:
-    """Return a Markdown table: peaks, their spread, the ratio to ``base``, and the other figures."""
-    extra = [
-        name for name in ("reserved MiB", "ms a step") if any(name in f for f in found.values())
-    ]
-    heading = ["", "peak MiB (median)", "min to max", f"of {SIDES[base]}", *extra, "first loss"]
-    lines = [" | ".join(heading), "|".join(["---"] * len(heading))]
+    """Return a Markdown table: medians, the spread of what varies, the peak's ratio to ``base``."""
+    reserved = any("reserved MiB" in figures for figures in found.values())
+    heading = ["", "peak MiB (median)", "min to max", f"of {SIDES[base]}"]
+    heading += ["reserved MiB"] if reserved else []
+    rows = [[*heading, "ms a step (median)", "min to max", "first loss"]]
     for side, figures in found.items():
-        peaks = figures["peak MiB"]
-        cells = [SIDES[side], f"{statistics.median(peaks):.1f}"]
-        cells.append(f"{min(peaks):.1f} to {max(peaks):.1f}")
+        peaks, ms = figures["peak MiB"], figures["ms a step"]
+        cells = [SIDES[side], f"{statistics.median(peaks):.1f}", spread(peaks, 1)]
         pairs = zip(peaks, found[base]["peak MiB"], strict=True) if base in found else ()
         ratios = [mine / theirs for mine, theirs in pairs]
         cells.append(f"{statistics.median(ratios):.3f}" if ratios else "")
-        cells += [f"{statistics.median(figures[name]):.1f}" for name in extra]
-        cells.append(f"{statistics.median(figures['first loss']):.4f}")
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" for line in lines)
+        cells += [f"{statistics.median(figures['reserved MiB']):.1f}"] if reserved else []
+        cells += [f"{statistics.median(ms):.1f}", spread(ms, 1)]
+        rows.append([*cells, f"{statistics.median(figures['first loss']):.4f}"])
+    return markdown(rows)
 
 
 def main() -> None:
@@ -177,8 +175,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="124M" if cuda else "head")
     parser.add_argument("--sides", nargs="+", choices=SIDES)
-    parser.add_argument("--device", default="cuda" if cuda else "cpu")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if cuda else "cpu")
+    parser.add_argument("--rounds", type=at_least(1), default=5)
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--work", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -187,15 +185,12 @@ def main() -> None:
         side, name = options.work
         work(side, SIZES[name], device)
         return
+    if device == "cuda":
+        need_cuda()
     # On the CPU a captured step is the donated one.
     usual = [side for side in SIDES if device == "cuda" or not side.startswith("captured")]
-    machine = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
-    about = {
-        "device": machine,
-        "torch": torch.__version__,
-        "size": gpt.describe(SIZES[options.size]),
-    }
-    print(f"{machine}, torch {torch.__version__}")
+    about = {**versions(device), "size": gpt.describe(SIZES[options.size])}
+    print(f"{about['device']}, torch {about['torch']}")
     size = SIZES[options.size]
     print(
         f"\n### GPT {options.size}, batch {size.batch} x {size.length}, {size.vocabulary} classes\n"

@@ -9,7 +9,6 @@ the rounds, their spread, and the ratio to the plain loop.
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import turns
+from shared import at_least, import_lightning, versions
 
 SIDES = {
     "loop": "plain PyTorch loop",
@@ -168,8 +168,9 @@ def run_lightning(
     model: Any, samples: Any, batch: int, total: int, gate: Callable[[], None]
 ) -> None:
     """Train with Lightning."""
-    import lightning
     import torch
+
+    lightning = import_lightning()
 
     class Module(lightning.LightningModule):
         def __init__(self) -> None:
@@ -223,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=list(SIDES))
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=at_least(1), default=9)
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -231,7 +232,9 @@ def main() -> None:
         side, model, rounds = options.work
         work(side, model, int(rounds))
         return
-    results: dict[str, Any] = {"machine": platform.processor() or platform.machine()}
+    about = versions("cpu")
+    print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
+    results: dict[str, Any] = {"about": about}
     for model in options.models:
         commands = {
             side: [sys.executable, __file__, "--work", side, model, str(options.rounds)]

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from shared import markdown, spread
+
 Times = dict[str, list[float]]
 """Milliseconds a step: of every contender, one figure for each round."""
 
@@ -211,11 +213,11 @@ def table(times: Times, titles: Mapping[str, str], base: str, extra: Any = None)
     """
     heading = ["", "ms a step (median)", "min to max", f"of {titles[base]}"]
     heading += [extra[0]] if extra else []
-    rows = [heading, ["---"] * len(heading)]
+    rows = [heading]
     for name, values in times.items():
         middle = statistics.median(values)
-        cells = [titles[name], f"{middle:.3f}", f"{min(values):.3f} to {max(values):.3f}"]
+        cells = [titles[name], f"{middle:.3f}", spread(values)]
         cells.append(f"{ratio(values, times[base]):.3f}" if base in times else "")
         cells += [extra[1](middle)] if extra else []
         rows.append(cells)
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown(rows)

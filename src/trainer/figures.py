@@ -6,6 +6,7 @@ logs; how it is shared out to the phases is as seen from the host, which may han
 phase that is done in the next.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from time import perf_counter
@@ -18,8 +19,10 @@ from trainer.distributed import agree
 from trainer.evaluation.nested import batch_length
 from trainer.tokens import main_input_name
 
-# Dense bfloat16 operations per second, from NVIDIA's data sheets (figures with sparsity halved). A device
-# is the first whose words are all in its name.
+logger = logging.getLogger(__name__)
+
+# Dense bfloat16 operations per second, sums in float32, from the vendors' data sheets (figures with
+# sparsity halved). A device is the first whose words are all in its name.
 _PEAKS: tuple[tuple[str, float], ...] = (
     ("B200", 2250e12),
     ("H200 NVL", 835e12),
@@ -39,7 +42,17 @@ _PEAKS: tuple[tuple[str, float], ...] = (
     ("L40S", 362e12),
     ("L40", 181e12),
     ("L4", 121e12),
+    ("RTX 6000 Ada", 364.2e12),
+    ("RTX A6000", 154.8e12),
+    ("RTX 4090", 165.2e12),
+    ("RTX 3090 Ti", 80e12),
+    ("RTX 3090", 71e12),
+    ("MI325X", 1307.4e12),
+    ("MI300X", 1307.4e12),
+    ("MI250X", 191.5e12),  # each of the two dies, half of what the data sheet says, is a device
 )
+# Words of devices that are slower than their namesakes: slices, notebooks' chips, the RTX 4090 D.
+_LESSER = frozenset({"MIG", "Laptop", "D"})
 
 
 def peak_operations(device_name: str) -> float | None:
@@ -47,10 +60,10 @@ def peak_operations(device_name: str) -> float | None:
 
     Args:
         device_name: what ``torch.cuda.get_device_name`` returns. A slice of a device (MIG) has no peak
-            of its own.
+            of its own, nor has a notebook's chip that of the card whose name it bears.
     """
     words = set(device_name.replace("-", " ").split())
-    if "MIG" in words:
+    if words & _LESSER:
         return None
     return next((peak for name, peak in _PEAKS if words.issuperset(name.split())), None)
 
@@ -69,7 +82,8 @@ class Figures:
         self._device = trainer.args.device
         cuda = self._device.type == "cuda"
         self._memory = cuda and torch.cuda.is_available()
-        self._peak = peak_operations(torch.cuda.get_device_name(self._device)) if cuda else None
+        self._peak = self._find_peak()
+        self._counted = True
         self.start()
 
     def start(self) -> None:
@@ -124,9 +138,12 @@ class Figures:
         }
         figures = {name: round(rate, 3) for name, rate in rates.items() if rate}
         operations = trainer.state.total_flos - self._operations
-        if operations > 0 and self._peak is not None:
-            peak = self._peak * trainer._ranks.size
-            figures["mfu"] = round(operations / spent / peak, 4)
+        if self._peak is not None:
+            if operations > 0:
+                peak = self._peak * trainer._ranks.size
+                figures["mfu"] = round(operations / spent / peak, 4)
+            elif step > self._step:
+                self._miss_operations()
         if self._memory:
             most = torch.cuda.max_memory_allocated(self._device)
             figures["peak_memory_gib"] = round(most / 2**30, 3)
@@ -136,6 +153,37 @@ class Figures:
         self.start()
         self._began = now
         return figures
+
+    def _find_peak(self) -> float | None:
+        """Return operations per second of one device; where MFU is expected without, say what to do."""
+        device, given = self._device, self._trainer.args.peak_tflops
+        if given is not None:
+            return float(given) * 1e12
+        if device.type == "cpu":  # nobody expects it there
+            return None
+        cuda = device.type == "cuda"
+        name = torch.cuda.get_device_name(device) if cuda else device.type
+        peak = peak_operations(name) if cuda else None
+        if peak is None:
+            self._explain(
+                f"the peak of the device {name!r} is not known. Set peak_tflops to its dense operations "
+                "per second in units of 1e12, in the precision that is trained in."
+            )
+        return peak
+
+    def _miss_operations(self) -> None:
+        """Say, once, why there is no MFU although the device's peak is known."""
+        if self._counted:
+            self._counted = False
+            self._explain(
+                "no operations are counted. Give the model num_parameters(exclude_embeddings=...) and its "
+                f"batches the main input {self._main_input!r} (the model's main_input_name), or override "
+                "the Trainer's floating_point_ops."
+            )
+
+    def _explain(self, reason: str) -> None:
+        if self._trainer.is_world_process_zero():
+            logger.warning("log_figures: records have no mfu, since %s", reason)
 
     def _reset_memory(self) -> None:
         # The memory report at the end (skip_memory_metrics=False) is of a peak that only it resets.

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # Arguments that may differ between a run and its continuation without anybody caring.
 _FREE = frozenset(
     {"output_dir", "disable_tqdm", "report_to", "run_name", "resume_from_checkpoint", "log_level"}
-    | {"log_digest_steps", "push_to_hub"}
+    | {"log_digest_steps", "log_figures", "peak_tflops", "push_to_hub"}
 )
 
 

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -74,6 +75,27 @@ def records(trainer: Any) -> list[dict[str, Any]]:
     return [record for record in trainer.state.log_history if "loss" in record]
 
 
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Return what was warned of."""
+    return [each.getMessage() for each in caplog.records if each.name == "trainer.figures"]
+
+
+def on_device(kind: str, trainer: Any, *, first: bool = True) -> Any:
+    """Return what figures ask of ``trainer``, as if it were on a device of that kind."""
+    args = SimpleNamespace(
+        device=torch.device(kind),
+        peak_tflops=None,
+        skip_memory_metrics=trainer.args.skip_memory_metrics,
+    )
+    return SimpleNamespace(
+        args=args,
+        model=trainer.model,
+        state=trainer.state,
+        _run=None,
+        is_world_process_zero=lambda: first,
+    )
+
+
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
@@ -138,23 +160,62 @@ def test_off_there_is_nothing(tmp_path: Path) -> None:
     assert records(trainer)[0].keys() == {"loss", "grad_norm", "learning_rate", "epoch", "step"}
 
 
-def test_utilisation(clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class OnAnH100(Figures):
-        def start(self) -> None:
-            self._peak = 100e3
-            super().start()
-
-    monkeypatch.setattr("trainer.session.Figures", OnAnH100)
-    trainer = run(tmp_path, clock, save_strategy="steps", save_steps=2)
+def test_utilisation(clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = run(tmp_path, clock, save_strategy="steps", save_steps=2, peak_tflops=100e3 / 1e12)
     # 6 operations for each of 1000 parameters and each of 2 x 4 elements of x, in 2 seconds.
     assert [record["mfu"] for record in records(trainer)] == [6 * 1000 * 8 / 2 / 100e3] * 5
-    counting_nothing = run(tmp_path, clock, scored())
-    assert all("mfu" not in record for record in records(counting_nothing))
-    assert all("tokens_per_second" not in record for record in records(counting_nothing))
+    assert told(caplog) == []
 
 
-def test_no_utilisation_where_the_peak_is_unknown(clock: Clock, tmp_path: Path) -> None:
+def test_where_no_operations_are_counted_one_line_says_why(
+    clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = run(tmp_path, clock, scored(), peak_tflops=1.0)
+    assert all("mfu" not in record for record in records(trainer))
+    assert all("tokens_per_second" not in record for record in records(trainer))
+    (line,) = told(caplog)
+    assert "no mfu, since no operations are counted" in line
+    assert "num_parameters(exclude_embeddings=...)" in line
+    assert "'input_ids'" in line
+
+
+def test_on_a_cpu_without_a_peak_there_is_neither_utilisation_nor_a_warning(
+    clock: Clock, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     assert all("mfu" not in record for record in records(run(tmp_path, clock)))
+    assert told(caplog) == []
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+@pytest.mark.parametrize("first", [True, False])
+def test_on_a_device_that_is_not_known_one_line_says_what_to_set(
+    kind: str,
+    first: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100-SXM2-32GB")
+    trainer: Any = on_device(kind, make_trainer(tmp_path), first=first)
+    assert Figures(trainer)._peak is None
+    name = {"cuda": "Tesla V100-SXM2-32GB", "mps": "mps"}[kind]
+    wanted = f"no mfu, since the peak of the device {name!r} is not known. Set peak_tflops"
+    assert [wanted in line for line in told(caplog)] == [True] * first
+
+    caplog.clear()
+    trainer.args.peak_tflops = 125.0
+    assert Figures(trainer)._peak == 125e12
+    assert told(caplog) == []
+
+
+def test_a_peak_that_is_given_goes_before_that_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    trainer = on_device("cuda", make_trainer(tmp_path))
+    assert Figures(trainer)._peak == 989e12
+    trainer.args.peak_tflops = 494.7  # of TF32
+    assert Figures(trainer)._peak == 494.7e12
 
 
 @pytest.mark.parametrize(
@@ -169,6 +230,17 @@ def test_no_utilisation_where_the_peak_is_unknown(clock: Clock, tmp_path: Path) 
         ("NVIDIA A10", 125e12),
         ("NVIDIA L4", 121e12),
         ("NVIDIA L40S", 362e12),
+        ("NVIDIA RTX 6000 Ada Generation", 364.2e12),
+        ("NVIDIA RTX A6000", 154.8e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("NVIDIA GeForce RTX 3090", 71e12),
+        ("NVIDIA GeForce RTX 3090 Ti", 80e12),
+        ("AMD Instinct MI300X", 1307.4e12),
+        ("AMD Instinct MI325X", 1307.4e12),
+        ("AMD Instinct MI250X", 191.5e12),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("Quadro RTX 6000", None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
         ("NVIDIA GeForce GTX 1080", None),
         ("Tesla V100-SXM2-32GB", None),

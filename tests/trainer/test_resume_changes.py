@@ -50,12 +50,13 @@ def test_new_intervals_take_effect(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert logged(trainer, "learning_rate")[-1] == pytest.approx(0.01 * 2 / 10)
 
 
-def test_equal_arguments_are_not_warned_of(
+def test_equal_arguments_and_other_reports_are_not_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 0.4}
-    make_trainer(tmp_path, **settings).train()
-    make_trainer(tmp_path, disable_tqdm=False, **settings).train(str(tmp_path / "checkpoint-2"))
+    make_trainer(tmp_path, peak_tflops=1.0, **settings).train()
+    reporting = {"disable_tqdm": False, "log_figures": True}
+    make_trainer(tmp_path, **reporting, **settings).train(str(tmp_path / "checkpoint-2"))
 
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 

@@ -68,6 +68,12 @@ def check_ranges(args: "TrainingArguments") -> None:
     empty = args.torch_empty_cache_steps
     if empty is not None and not (isinstance(empty, int) and empty >= 1):
         raise ValueError(f"torch_empty_cache_steps must be a positive whole number, got {empty!r}.")
+    peak = args.peak_tflops
+    if peak is not None and not 0 < peak < math.inf:
+        raise ValueError(
+            "peak_tflops must be above 0: the dense operations per second of one device in units of 1e12 "
+            f"(an H100: 989); got {peak!r}."
+        )
     if args.warmup_steps is not None and not args.warmup_steps >= 0:
         raise ValueError(
             "warmup_steps must be a number of updates, or below 1 a fraction of all updates; got "

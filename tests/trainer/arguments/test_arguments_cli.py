@@ -145,6 +145,7 @@ SAMPLES = {
     "checkpoint_format": ("hf", "hf"),
     "log_digest_steps": ("100", 100),
     "log_figures": ("", True),
+    "peak_tflops": ("989.5", 989.5),
 }
 
 # What the peer cannot set, or sets to something else than asked for.

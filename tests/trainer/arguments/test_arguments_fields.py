@@ -18,6 +18,7 @@ OURS = {
     "checkpoint_format": "safe",
     "log_digest_steps": 0,
     "log_figures": False,
+    "peak_tflops": None,
 }
 
 

@@ -62,6 +62,11 @@ ERRORS = [
     ({"on_nonfinite": "x"}, "one of 'ignore', 'skip', 'raise'"),
     ({"checkpoint_format": "x"}, "one of 'safe', 'hf'"),
     ({"log_digest_steps": -1}, "log_digest_steps must be at least 0"),
+    ({"peak_tflops": 0}, "peak_tflops must be above 0: .* got 0"),
+    ({"peak_tflops": -989.0}, "peak_tflops must be above 0: .* got -989.0"),
+    ({"peak_tflops": float("nan")}, "peak_tflops must be above 0: .* got nan"),
+    ({"peak_tflops": float("inf")}, "peak_tflops must be above 0: .* got inf"),
+    ({"peak_tflops": "fast"}, "peak_tflops: expected a number, got 'fast'"),
     ({"fsdp": "offload"}, "'offload' does not work alone"),
     ({"fsdp": "full_shard shard_grad_op"}, "exclude each other"),
     (

@@ -26,7 +26,7 @@ def default_checkpoint_format() -> str:
 
 @dataclass(repr=False)
 class ExtensionFields:
-    """Execution, reproducibility and checkpoint format."""
+    """Execution, reproducibility, checkpoint format and figures."""
 
     capture: str = option(
         "auto",
@@ -57,4 +57,9 @@ class ExtensionFields:
     log_figures: bool = option(
         False,
         "Add tokens/s, MFU, peak memory and the time spent waiting for data to every log record.",
+    )
+    peak_tflops: float | None = option(
+        None,
+        "Dense operations per second of one device, in units of 1e12 and in the precision that is trained "
+        "in: what the MFU of log_figures is a share of. Unset, that of bfloat16 on devices that are known.",
     )
