@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,10 +12,11 @@ from torch import Tensor
 import trainstep as ts
 from trainer.changes import Changes
 from trainer.engine import LocalEngine
+from trainer.host_reads import HostReads, facts
 from trainstep.captured import CapturedStep
 from trainstep.graphs import is_recording
 from trainstep.rng import SlotKey
-from trainstep.stages import Inputs
+from trainstep.stages import Inputs, signature
 from trainstep.types import Buffers, Grads, Metrics
 
 logger = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ class CapturedEngine:
         step: the captured step, with whose graphs memory is shared.
         device: the CUDA device of all parameters.
         changes: tells of what others have changed in the model.
+        reads: answers what the model asks on the host; None if nothing may be asked.
         retreat: called once, with the reason, if training is to go on without graphs.
     """
 
@@ -60,10 +63,12 @@ class CapturedEngine:
         step: CapturedStep,
         device: torch.device,
         changes: Changes,
+        reads: HostReads | None,
         retreat: Callable[[str], Any],
     ) -> None:
         self._local, self._step, self._device = local, step, device
-        self._changes, self._retreat = changes, retreat
+        self._changes, self._reads, self._retreat = changes, reads, retreat
+        self._facts: tuple[Any, ...] | None = None
         self._graphs: Inputs | None = None
         self._grads: Grads = {}
         self._losses: list[Tensor] = []
@@ -81,7 +86,9 @@ class CapturedEngine:
             self._grads = {}  # else those of an update without graph would live on through the next
             try:
                 total, shares, self._grads = self._graphs(
-                    lambda inputs, key: self._run(inputs, window, key), (batches, items), key
+                    lambda inputs, key: self._run(inputs, window, key),
+                    (batches, items, self._facts),
+                    key,
                 )
             except ts.CaptureError as error:
                 failure = str(error)
@@ -95,6 +102,17 @@ class CapturedEngine:
             self.give_up(failure)
             self._end()
         yield from self._local.passes(batches, items, window, key)
+
+    def note(self, window: list[Any]) -> None:
+        """Take note of an update's micro-batches while they are on the host."""
+        if self._reads is not None and self._graphs is not None:
+            known = tuple(map(facts, window))
+            self._facts = None if None in known else known
+
+    def check(self) -> None:
+        """Make sure that replays did what the model would have done; see ``HostReads.check``."""
+        if self._reads is not None:
+            self._reads.check()
 
     def give_up(self, reason: str) -> None:
         """Go on without graphs from the next update on; gradients of this one may still be in use."""
@@ -146,14 +164,19 @@ class CapturedEngine:
         return batch if type(batch) is dict else ts.tree.plain(batch)
 
     def _run(
-        self, inputs: tuple[Any, Any], window: int, key: Any
+        self, inputs: tuple[Any, Any, Any], window: int, key: Any
     ) -> tuple[Tensor | None, Tensor | None, Grads]:
-        batches, items = inputs
+        batches, items, known = inputs
+        which, reads = signature(inputs, []), self._reads if known is not None else None
         if is_recording():
-            return self._pass(batches, items, window, key)
-        before = ts.tree.clone(self._local.buffers())
+            with reads.recorded(which) if reads else nullcontext():
+                return self._pass(batches, items, window, key)
+        before, rehearsed = ts.tree.clone(self._local.buffers()), isinstance(key, SlotKey)
         try:
-            with self._changes.made_by_the_model(refused=isinstance(key, SlotKey)):
+            with (
+                self._changes.made_by_the_model(refused=rehearsed),
+                reads.rehearsed(which) if reads and rehearsed else nullcontext(),
+            ):
                 return self._pass(batches, items, window, key)
         except BaseException:
             self._local.drop()

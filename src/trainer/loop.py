@@ -97,6 +97,7 @@ class Run:
         control: stop flags.
         accumulation: micro-batches to an update.
         ahead: iterates over the micro-batches of an update while the next ones go to the device.
+        verify: makes sure, before anything is told or saved, that it is what the model computes.
         watched: whether somebody may put other gradients in place before the optimizer takes them.
         whole: a context in which an update is put in place, so that nothing interrupts that halfway.
         epoch: epoch in progress, from 0.
@@ -116,6 +117,7 @@ class Run:
     control: Control
     accumulation: int
     ahead: Callable[[list[Any]], Iterable[Any]] = iter
+    verify: Callable[[], Any] = bool
     watched: Callable[[], bool] = bool
     whole: AbstractContextManager[None] = field(factory=nullcontext)
     epoch: int = 0

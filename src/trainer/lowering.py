@@ -1,7 +1,7 @@
 """How the steps of a run are carried out: as they are, compiled, or from CUDA graphs."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import trainstep as ts
@@ -10,6 +10,7 @@ from trainer.changes import Changes
 from trainer.circumstances import Circumstances, has_hooks
 from trainer.engine import LocalEngine
 from trainer.facade.losses import LossMixin
+from trainer.host_reads import HostReads
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +56,17 @@ def engage(trainer: Any, run: Any, engine: LocalEngine) -> None:
         trainer.callback_handler,
         lambda: _against_capture(trainer, run.state),
     )
-    run.step = captured
-    run.engine = CapturedEngine(engine, captured, trainer.args.device, changes, retreat)
+    device = trainer.args.device
+    # A compiled model asks nothing, and would be compiled anew for an answer.
+    reads = HostReads(device) if kind == "eager" else None
+    recording = CapturedEngine(engine, captured, device, changes, reads, retreat)
+    ahead = run.ahead
+
+    def noted(window: list[Any]) -> Iterable[Any]:
+        recording.note(window)
+        return ahead(window)
+
+    run.step, run.engine, run.ahead, run.verify = captured, recording, noted, recording.check
     trainer.lowering = f"{kind}, recorded in CUDA graphs"
     logger.info("Steps are %s, once a shape of batch comes for the third time.", trainer.lowering)
 

@@ -100,7 +100,9 @@ class Reactions:
 
     def _log_evaluate_save(self, event: Event) -> None:
         """Do what the control's switches ask for after ``event``, in this order."""
-        trainer = self._trainer
+        trainer, control = self._trainer, self._trainer.control
+        if control.should_log or control.should_evaluate or control.should_save:
+            self._run.verify()
         if trainer.control.should_log and self._meter.pending:
             trainer._records.due(event)
             self._settle(trainer.control)
@@ -138,6 +140,7 @@ def _save(trainer: Any) -> None:
 
 def write_checkpoint(trainer: Any) -> None:
     """Save a checkpoint, with what belongs into it, and tell the callbacks."""
+    trainer._run.verify()
     trainer._records.catch_up()
     trainer.store_flos()
     if trainer._tokens.how != "no":

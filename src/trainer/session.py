@@ -200,6 +200,7 @@ def _announce(trainer: Any, plan: Plan, run: Run) -> None:
 
 def _wind_up(trainer: Any, run: Run, meter: Meter, steps: int, memory: Stage) -> TrainOutput:
     args, state, plan = trainer.args, trainer.state, run.plan
+    run.verify()
     logger.info("Training completed.")
     loss = meter.mean(run.state.step)
     # Speed is that of this session: a resumed run did not process what came before.

@@ -231,7 +231,7 @@ class TestOnTheGPU:
         [
             ("on_step_begin", halve, False),
             ("on_step_end", lambda m, step: halve(m, step) if step == 6 else None, True),
-            ("on_step_end", lambda m, step: m.body.norm.requires_grad_(step != 6), False),
+            ("on_step_end", lambda m, step: m.body.norm.requires_grad_(step != 6), True),
             ("on_step_end", lambda m, step: m.body.norm.requires_grad_(step < 6), True),
             ("on_epoch_begin", lambda m, step: m.register_forward_hook(doubled), False),
         ],

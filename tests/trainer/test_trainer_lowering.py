@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import trainstep as ts
 from support.shell import At, Normed, Scored, make_trainer, samples, scored
@@ -196,6 +197,27 @@ class TestOnTheGPU:
         (record,) = (r for r in caplog.records if "capture is off" in r.message)
         assert "aten._local_scalar_dense" in record.message
         assert "test_trainer_lowering.py" in record.message
+
+    def test_layers_that_run_again_with_dropout_are_not_recorded(self, tmp_path: Path) -> None:
+        class Again(Scored):
+            def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+                logits = checkpoint(self.body, x, use_reentrant=False)
+                return {"loss": nn.functional.mse_loss(logits, labels), "logits": logits}
+
+        runs = [
+            make_trainer(
+                tmp_path / capture,
+                scored("dropout", kind=Again),
+                use_cpu=False,
+                num_train_epochs=3,
+                capture=capture,
+            )
+            for capture in ("auto", "off")
+        ]
+        for trainer in runs:
+            trainer.train()
+        assert "gradient checkpointing" in str(runs[0].lowering)
+        assert ts.diff(runs[0].train_state, runs[1].train_state) == []
 
     def test_noisy_embeddings_and_stops_in_the_middle(self, tmp_path: Path) -> None:
         options: dict[str, Any] = {"use_cpu": False, "num_train_epochs": 3}

@@ -23,6 +23,7 @@ _SHARED = (
     "logging_strategy",
     "logging_steps",
     "logging_first_step",
+    "log_figures",
     "eval_strategy",
     "eval_steps",
     "save_strategy",
