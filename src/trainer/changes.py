@@ -86,7 +86,9 @@ class Changes:
 
     def _take_in(self) -> None:
         look = self.circumstances.look()
-        if self._last is None or look[1] != self._last[1]:  # there are other things to look at
+        if (
+            self._last is None or look.sizes != self._last.sizes
+        ):  # there are other things to look at
             self.circumstances.find()
             look = self.circumstances.look()
         self._last = look

@@ -5,9 +5,10 @@ that is set would have no effect in it. So these are compared whenever somebody 
 """
 
 from collections.abc import Iterator, Sized
+from operator import is_
 from typing import Any
 
-from attrs import define, field
+from attrs import define, field, frozen
 from torch import nn
 
 _OTHER: Any = object()
@@ -20,8 +21,23 @@ class _Length(int):
     """Of a list: no number of the model's own."""
 
 
-Look = tuple[list[Any], list[int], list[tuple[bool, int, int]]]
-"""Values, or identities; how many hooks and attributes there are; what is said of each parameter."""
+@frozen
+class Look:
+    """How things are: attributes, how many hooks and attributes there are, and parameters."""
+
+    values: list[Any]
+    sizes: list[int]
+    trained: list[bool]
+    hooks: list[Any]
+
+    def same(self, other: "Look") -> bool:
+        """Whether everything is the same object; what was merely set again is not."""
+        return (
+            all(map(is_, self.values, other.values))
+            and self.sizes == other.sizes
+            and self.trained == other.trained
+            and all(map(is_, self.hooks, other.hooks))
+        )
 
 
 @define(eq=False)
@@ -36,9 +52,10 @@ class Circumstances:
     """
 
     model: nn.Module
-    _places: list[tuple[str, dict[str, Any], str]] = field(factory=list, init=False)
+    _places: list[tuple[dict[str, Any], str]] = field(factory=list, init=False)
+    _paths: list[str] = field(factory=list, init=False)
     _sized: list[Sized] = field(factory=list, init=False)
-    _parameters: list[tuple[str, Any]] = field(factory=list, init=False)
+    _parameters: list[Any] = field(factory=list, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.find()
@@ -48,50 +65,58 @@ class Circumstances:
         holders: dict[int, tuple[str, dict[str, Any]]] = {}
         for path, holder in self._holders():
             holders.setdefault(id(holder), (path, holder))
-        self._places = [
-            (f"{path}{name}", holder, name)
-            for path, holder in holders.values()
-            for name in holder
-            if name not in _MACHINERY
-        ]
+        self._places, self._paths = [], []
+        for path, holder in holders.values():
+            names = [name for name in holder if name not in _MACHINERY]
+            self._places += [(holder, name) for name in names]
+            self._paths += [f"{path}{name}" for name in names]
         self._sized = [holder for _, holder in holders.values()]
         self._sized += [getattr(m, name) for m in self.model.modules() for name in _HOOKS]
-        self._parameters = list(self.model.named_parameters())
+        self._parameters = list(self.model.parameters())
 
     def look(self) -> Look:
-        """Return how things are."""
-        found = [holder.get(name) for _, holder, name in self._places]
-        values = [value if type(value) in _PLAIN else id(value) for value in found]
-        return values, list(map(len, self._sized)), [_said_of(p) for _, p in self._parameters]
+        """Return how things are. Written out, because it may run in every step."""
+        parameters = self._parameters
+        return Look(
+            [holder.get(name) for holder, name in self._places],
+            list(map(len, self._sized)),
+            [p.requires_grad for p in parameters],
+            [p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters],
+        )
+
+    def difference(self, before: Look, after: Look) -> str | None:
+        """Name what differs between two looks, with no ``find`` between them; None if nothing does."""
+        if before.same(after):
+            return None
+        for path, old, new in zip(self._paths, before.values, after.values, strict=True):
+            kind = type(old)
+            if old is not new and (kind not in _PLAIN or type(new) is not kind or old != new):
+                return path
+        names = [name for name, _ in self.model.named_parameters()]
+        said = zip(names, before.trained, after.trained, before.hooks, after.hooks, strict=False)
+        for name, was, now, hooks, later in said:
+            if was != now or hooks is not later:
+                return f"requires_grad, or a hook, of {name}"
+        if before.sizes != after.sizes:
+            return "its hooks, or which attributes its modules have"
+        return None
 
     def numbers(self) -> list[Any]:
         """Return numbers, strings and flags, and the lengths of lists, for ``moved`` and ``put_back``."""
-        return [_number(holder.get(name)) for _, holder, name in self._places]
+        return [_number(holder.get(name)) for holder, name in self._places]
 
     def moved(self, before: list[Any]) -> str | None:
         """Name one that is another than in ``before``; None if none is."""
-        for (path, *_), old, new in zip(self._places, before, self.numbers(), strict=True):
+        for path, old, new in zip(self._paths, before, self.numbers(), strict=True):
             if old is not new and old != new:
                 return path
         return None
 
     def put_back(self, before: list[Any]) -> None:
         """Give numbers, strings and flags the values that they had."""
-        for (_, holder, name), value in zip(self._places, before, strict=True):
+        for (holder, name), value in zip(self._places, before, strict=True):
             if type(value) in _PLAIN and name in holder:
                 holder[name] = value
-
-    def difference(self, before: Look, after: Look) -> str | None:
-        """Name what differs between two looks, with no ``find`` between them; None if nothing does."""
-        if before == after:
-            return None
-        for (path, *_), old, new in zip(self._places, before[0], after[0], strict=True):
-            if old is not new and old != new:
-                return path
-        for (path, _), mine, other in zip(self._parameters, before[2], after[2], strict=True):
-            if mine != other:
-                return f"requires_grad, or a hook, of {path}"
-        return "its hooks, or which attributes its modules have"
 
     def _holders(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield the dictionaries that things are kept in, with the path that leads there."""
@@ -115,15 +140,11 @@ def has_hooks(model: nn.Module) -> bool:
             return True
         if module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
             return True
-    return any(sum(_said_of(parameter)[1:]) for parameter in model.parameters())
+    parameters: Any = model.parameters()
+    return any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
 
 
 def _number(value: Any) -> Any:
     if type(value) in _PLAIN:
         return value
     return _Length(len(value)) if type(value) in (list, dict, set) else _OTHER
-
-
-def _said_of(parameter: Any) -> tuple[bool, int, int]:
-    later = getattr(parameter, "_post_accumulate_grad_hooks", None)
-    return parameter.requires_grad, len(parameter._backward_hooks or ()), len(later or ())

@@ -25,8 +25,8 @@ _IMPERATIVE = (
 )
 
 _ABOUT_MASKS = (
-    " transformers looks whether attention_mask hides anything, unless the model is compiled: with "
-    "torch_compile=True its steps are recorded."
+    " transformers asks about masks on the host, unless the model is compiled. Where masks are on the GPU "
+    "before a step, or batches have position_ids, torch_compile=True lets steps be recorded."
 )
 
 

@@ -70,7 +70,8 @@ def where(error: BaseException) -> str:
     """Say which line of the caller's code an error comes from: the innermost outside of libraries."""
     frames = traceback.extract_tb(error.__traceback__)
     for frame in reversed(frames):
-        if not frame.filename.startswith(_OURS) and not frame.filename.startswith("<"):
+        ours = frame.filename.startswith(_OURS) or frame.name == "__torch_function__"
+        if not ours and not frame.filename.startswith("<"):
             return f" at {frame.filename}:{frame.lineno} ({frame.line})"
     return ""
 
