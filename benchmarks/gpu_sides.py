@@ -99,6 +99,22 @@ def run_trainer(
     device: str = "cuda",
     **options: Any,
 ) -> None:
+    """Train a GPT with a Trainer of ours or of transformers."""
+    train_forever(
+        library,
+        gpt.build(size, device),
+        Tokens(size),
+        size.batch,
+        make_gate,
+        gradient_accumulation_steps=accumulation,
+        remove_unused_columns=False,
+        **options,
+    )
+
+
+def train_forever(
+    library: str, model: Any, samples: Any, batch: int, make_gate: MakeGate, **options: Any
+) -> None:
     """Train with a Trainer of ours or of transformers: the same script but for the import."""
     if library == "hf":
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -119,8 +135,7 @@ def run_trainer(
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
             output_dir=folder,
-            per_device_train_batch_size=size.batch,
-            gradient_accumulation_steps=accumulation,
+            per_device_train_batch_size=batch,
             max_steps=FOREVER,
             learning_rate=LR,
             weight_decay=DECAY,
@@ -130,11 +145,9 @@ def run_trainer(
             save_strategy="no",
             report_to="none",
             disable_tqdm=True,
-            remove_unused_columns=False,
             **options,
         )
-        model = gpt.build(size, device)
-        Trainer(model, arguments, train_dataset=Tokens(size), callbacks=[Turn()]).train()
+        Trainer(model, arguments, train_dataset=samples, callbacks=[Turn()]).train()
 
 
 def run_lightning(size: gpt.Size, make_gate: MakeGate, accumulation: int) -> None:

@@ -18,6 +18,7 @@ PROGRAMS = {
     "checkpoint": 1,
     "core": 1,
     "distributed": 1,
+    "fine_tune": 1,
     "gpu_step": 1,
     "import_time": 5,
     "loader": 1,
@@ -53,6 +54,7 @@ def test_too_few_rounds_are_refused(
     ("name", "arguments"),
     [
         ("gpu_step", []),
+        ("fine_tune", []),
         ("determinism", []),
         ("memory", ["--device", "cuda"]),
         ("core", ["--device", "cuda"]),
