@@ -6,7 +6,7 @@ from attrs import evolve
 
 from trainstep.captured import CapturedStep
 from trainstep.captured_whole import CapturedWhole
-from trainstep.compiling import compiled_loss
+from trainstep.compiling import check_graphs, compiled_loss
 from trainstep.parallel import DataParallel
 from trainstep.step import Step
 from trainstep.vmap import Ensemble
@@ -60,7 +60,7 @@ def compile(
     Args:
         step: what ``make_step`` returned, donated or not.
         backend, mode, fullgraph: see ``torch.compile``. Where the loss breaks up into several graphs, a
-            warning gives the reasons; with ``fullgraph`` that is an error that names the line. With
+            warning gives the lines and the reasons; with ``fullgraph`` that is an error. With
             ``whole``, which is always one graph, the backend is ``"inductor"``, or ``"eager"`` to run
             the list of operations as it is.
         whole: compile all of the step. It needs an optimizer that asks the host nothing (fused Adam and
@@ -103,6 +103,7 @@ def capture(step: Step | DataParallel, *, limit: int = 8) -> CapturedStep:
 
     Raises:
         TypeError: if ``step`` was not made by ``make_step``.
+        ValueError: if its loss is compiled in a mode that makes CUDA graphs of its own.
         CaptureError: from the second or third call, if the step waits for the GPU, draws random numbers on
             the host, or does something else that a graph cannot hold; names the operation and the line.
             The state is as it was then, and can go into the step uncaptured. From the first call on a
@@ -110,10 +111,12 @@ def capture(step: Step | DataParallel, *, limit: int = 8) -> CapturedStep:
             ``find_unused_parameters=True``.
     """
     if isinstance(step, DataParallel):
+        check_graphs(step.step.loss_fn)
         parallel = evolve(step, step=donate(step.step))
         return CapturedStep(parallel.step, limit, parallel)
     if not isinstance(step, Step):
         raise TypeError(f"capture: expected what make_step returned, got {_kind(step)}")
+    check_graphs(step.loss_fn)
     donated = donate(step)
     if isinstance(donated, WholeStep):
         return CapturedWhole(donated, limit)
