@@ -30,7 +30,7 @@ class GraphBreaks:
     """Places that the compiler could not pass, told once each.
 
     Use: ``before = breaks.mark()``, call something compiled, and ``breaks.met()`` if ``breaks.count`` has
-    become another than ``before``. Where nothing was compiled, that takes less than half a microsecond.
+    become another than ``before``. Where nothing was compiled, that takes about half a microsecond.
     """
 
     _counters: Any = field(factory=_counters, init=False)

@@ -203,7 +203,9 @@ def test_a_full_graph_can_be_demanded() -> None:
 
 
 def test_what_is_no_step_is_refused() -> None:
-    with pytest.raises(TypeError, match="compile: expected what make_step returned, got int"):
+    with pytest.raises(
+        TypeError, match=r"compile: expected what make_step or .* returned, got int"
+    ):
         ts.compile(3)  # type: ignore[arg-type]
 
 
