@@ -21,6 +21,7 @@ from trainstep.curvature import gradient_noise_scale as gradient_noise_scale
 from trainstep.curvature import hvp as hvp
 from trainstep.curvature import microbatch_norms as microbatch_norms
 from trainstep.errors import CaptureError as CaptureError
+from trainstep.evaluate import EvalStep as EvalStep
 from trainstep.evaluate import make_eval_step as make_eval_step
 from trainstep.grads import accumulate as accumulate
 from trainstep.grads import sum_gradients as sum_gradients

@@ -10,15 +10,15 @@ from trainstep.state import TrainState, parts
 from trainstep.types import Metrics
 
 Packed = tuple[list[tuple[list[str], Tensor]], Metrics]
-"""Metrics on the device, stacked by dtype under their names, and those on the host."""
+"""Metrics on the device, stacked by dtype and shape under their names, and those on the host."""
 
 
 def pack(metrics: Metrics) -> Packed:
     """Stack metrics, so that one copy takes them out of the tensors that the next replay overwrites."""
-    runs: dict[torch.dtype, list[str]] = {}
+    runs: dict[Any, list[str]] = {}
     for name, value in metrics.items():
         if value.is_cuda:
-            runs.setdefault(value.dtype, []).append(name)
+            runs.setdefault((value.dtype, value.shape), []).append(name)
     stacks = [(names, torch.stack([metrics[n] for n in names])) for names in runs.values()]
     return stacks, {name: value for name, value in metrics.items() if not value.is_cuda}
 

@@ -29,7 +29,7 @@ def _as_tensors(aux: Mapping[str, Any]) -> dict[str, Tensor]:
     return {name: torch.as_tensor(value, dtype=wide[name]) for name, value in aux.items()}
 
 
-@frozen(eq=False)
+@frozen(eq=False, init=False)
 class Loss:
     """A loss that can be added to others: its value is ``total / weight``.
 
@@ -44,8 +44,24 @@ class Loss:
     _total: Tensor | None
     weight: Tensor | float = 1
     buffers: Buffers | None = None
-    aux: dict[str, Tensor] = field(factory=dict, converter=_as_tensors)
+    aux: dict[str, Tensor] = field(factory=dict)
     _mean: Tensor | None = field(default=None, repr=False, kw_only=True)
+
+    def __init__(
+        self,
+        total: Tensor | None,
+        weight: Tensor | float = 1,
+        buffers: Buffers | None = None,
+        aux: Mapping[str, Any] | None = None,
+        *,
+        mean: Tensor | None = None,
+    ) -> None:
+        # Written out, because torch.compile cannot trace how attrs fills a frozen record.
+        object.__setattr__(self, "_total", total)
+        object.__setattr__(self, "weight", weight)
+        object.__setattr__(self, "buffers", buffers)
+        object.__setattr__(self, "aux", _as_tensors(aux or {}))
+        object.__setattr__(self, "_mean", mean)
 
     @classmethod
     def from_mean(cls, mean: Tensor, items: float, **fields: Any) -> "Loss":

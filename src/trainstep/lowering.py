@@ -5,8 +5,10 @@ from typing import Any, overload
 from attrs import evolve
 
 from trainstep.captured import CapturedStep
+from trainstep.captured_eval import CapturedEval
 from trainstep.captured_whole import CapturedWhole
-from trainstep.compiling import compiled_loss
+from trainstep.compiling import check_graphs, compiled_loss
+from trainstep.evaluate import EvalStep
 from trainstep.parallel import DataParallel
 from trainstep.step import Step
 from trainstep.vmap import Ensemble
@@ -36,14 +38,32 @@ def donate(step: Step | Ensemble) -> Step | Ensemble:
     return evolve(step, donates=True)
 
 
+@overload
 def compile(
     step: Step,
+    *,
+    backend: str = ...,
+    mode: str | None = ...,
+    fullgraph: bool = ...,
+    whole: bool = ...,
+) -> Step: ...
+@overload
+def compile(
+    step: EvalStep,
+    *,
+    backend: str = ...,
+    mode: str | None = ...,
+    fullgraph: bool = ...,
+    whole: bool = ...,
+) -> EvalStep: ...
+def compile(
+    step: Step | EvalStep,
     *,
     backend: str = "inductor",
     mode: str | None = None,
     fullgraph: bool = False,
     whole: bool = False,
-) -> Step:
+) -> Step | EvalStep:
     """Return the step with its loss, or all of it, compiled by PyTorch's compiler.
 
     By default the loss is compiled, forward and backward, by ``torch.compile``; the rest of a step are a
@@ -58,9 +78,9 @@ def compile(
     are the same from run to run. Best captured: ``capture(compile(step))``.
 
     Args:
-        step: what ``make_step`` returned, donated or not.
+        step: what ``make_step`` returned, donated or not, or what ``make_eval_step`` returned.
         backend, mode, fullgraph: see ``torch.compile``. Where the loss breaks up into several graphs, a
-            warning gives the reasons; with ``fullgraph`` that is an error that names the line. With
+            warning gives the lines and the reasons; with ``fullgraph`` that is an error. With
             ``whole``, which is always one graph, the backend is ``"inductor"``, or ``"eager"`` to run
             the list of operations as it is.
         whole: compile all of the step. It needs an optimizer that asks the host nothing (fused Adam and
@@ -68,19 +88,28 @@ def compile(
             draws random numbers from PyTorch's global generators only. Micro-batches draw from one stream.
 
     Raises:
-        TypeError: if ``step`` was not made by ``make_step``.
+        TypeError: if ``step`` was made by neither ``make_step`` nor ``make_eval_step``.
         ValueError: if ``whole`` is not possible; says what stands in the way.
     """
-    if not isinstance(step, Step):
-        raise TypeError(f"compile: expected what make_step returned, got {_kind(step)}")
-    check_open("compile", step)
-    if whole:
-        return whole_step(step, backend, mode)
+    if isinstance(step, Step):
+        check_open("compile", step)
+        if whole:
+            return whole_step(step, backend, mode)
+    elif not isinstance(step, EvalStep):
+        raise TypeError(
+            f"compile: expected what make_step or make_eval_step returned, got {_kind(step)}"
+        )
+    elif whole:
+        raise ValueError("compile: an evaluation is nothing but its loss; leave whole=True out")
     loss_fn = compiled_loss(step.loss_fn, backend=backend, mode=mode, fullgraph=fullgraph)
     return evolve(step, loss_fn=loss_fn)
 
 
-def capture(step: Step | DataParallel, *, limit: int = 8) -> CapturedStep:
+@overload
+def capture(step: Step | DataParallel, *, limit: int = ...) -> CapturedStep: ...
+@overload
+def capture(step: EvalStep, *, limit: int = ...) -> CapturedEval: ...
+def capture(step: Step | DataParallel | EvalStep, *, limit: int = 8) -> CapturedStep | CapturedEval:
     """Return the donated step whose work on the GPU is recorded in CUDA graphs and replayed.
 
     Python, which bounds small models, then only copies the batch and the learning rate, seeds the
@@ -97,13 +126,20 @@ def capture(step: Step | DataParallel, *, limit: int = 8) -> CapturedStep:
     through NCCL. Let go of the captured step before ``destroy_process_group``: NCCL waits there until no
     graph is left that uses the group.
 
+    An evaluation is recorded with the parameters and buffers of the state that it is given. They stay
+    where they are in steps that are donated or captured, so that it is recorded once; for a state whose
+    tensors are others it is recorded anew, and it keeps the tensors of the latest. On the CPU it is the
+    evaluation itself.
+
     Args:
-        step: what ``make_step`` returned, donated or not, or ``compile`` or ``data_parallel`` of it.
+        step: what ``make_step`` returned, donated or not, or ``compile`` or ``data_parallel`` of it; or
+            what ``make_eval_step`` returned, or ``compile`` of it.
         limit: how many shapes of batches are recorded; others run without a graph, after one warning.
 
     Raises:
-        TypeError: if ``step`` was not made by ``make_step``.
-        ValueError: if ``limit`` is less than 1.
+        TypeError: if ``step`` was made by neither ``make_step`` nor ``make_eval_step``.
+        ValueError: if ``limit`` is less than 1, or if the loss is compiled in a mode that makes CUDA graphs
+            of its own.
         CaptureError: from the second or third call, if the step waits for the GPU, draws random numbers on
             the host, or does something else that a graph cannot hold; names the operation and the line.
             The state is as it was then, and can go into the step uncaptured. From the first call on a
@@ -112,11 +148,18 @@ def capture(step: Step | DataParallel, *, limit: int = 8) -> CapturedStep:
     """
     if limit < 1:
         raise ValueError(f"capture: limit must be at least 1, got {limit}")
+    if isinstance(step, EvalStep):
+        check_graphs(step.loss_fn)
+        return CapturedEval(step, limit)
     if isinstance(step, DataParallel):
+        check_graphs(step.step.loss_fn)
         parallel = evolve(step, step=donate(step.step))
         return CapturedStep(parallel.step, limit, parallel)
     if not isinstance(step, Step):
-        raise TypeError(f"capture: expected what make_step returned, got {_kind(step)}")
+        raise TypeError(
+            f"capture: expected what make_step or make_eval_step returned, got {_kind(step)}"
+        )
+    check_graphs(step.loss_fn)
     donated = donate(step)
     if isinstance(donated, WholeStep):
         return CapturedWhole(donated, limit)

@@ -70,7 +70,9 @@ def test_on_the_cpu_it_is_the_donated_step() -> None:
 
 
 def test_what_is_no_step_is_refused() -> None:
-    with pytest.raises(TypeError, match="capture: expected what make_step returned, got int"):
+    with pytest.raises(
+        TypeError, match=r"capture: expected what make_step or .* returned, got int"
+    ):
         ts.capture(3)  # type: ignore[arg-type]
 
 

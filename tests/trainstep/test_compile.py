@@ -1,7 +1,9 @@
 """``compile``: the loss as one compiled function, the same bits every time, compiled once."""
 
+import warnings
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import nn
@@ -96,18 +98,102 @@ class Broken(nn.Module):
         return y * 2
 
 
-def broken() -> tuple[ts.Step, ts.TrainState]:
-    module = Broken()
+class BrokenLater(Broken):
+    """Goes back to Python for other reasons with other batches, and in evaluation."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.body(x)
+        if len(x) == 5:
+            torch._dynamo.graph_break("for five")
+        if not self.training:
+            torch._dynamo.graph_break("in evaluation")
+        return y * 2
+
+
+class Branching(Broken):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.body(x)
+        if y.sum() > 1e9:
+            return y
+        return y * 2
+
+
+class Looping(Broken):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            x = x + 1
+            torch._dynamo.graph_break("in a loop")
+        y: torch.Tensor = self.body(x)
+        return y
+
+
+def broken(module: nn.Module | None = None) -> tuple[ts.Step, ts.TrainState]:
+    module = module or Broken()
     step = ts.make_step(ts.module_loss(module, models.mean_loss), ts.optim.sgd())
     return step, step.init(module)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+def told(caught: Any) -> list[str]:
+    return [str(w.message) for w in caught if "several parts" in str(w.message)]
+
+
+reading_grad = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not")
+
+
+@reading_grad
 def test_breaks_in_the_graph_are_told_once() -> None:
     step, state = broken()
-    with pytest.warns(UserWarning, match=r"compiled in several parts[\s\S]*graph_break") as told:
+    with pytest.warns(UserWarning, match=r"compiled in several parts[\s\S]*graph_break") as caught:
         run(ts.compile(step, backend="eager"), state, 3)
-    assert len([w for w in told if "several parts" in str(w.message)]) == 1
+    (message,) = told(caught)
+    line = Broken.forward.__code__.co_firstlineno + 2
+    assert f"{__file__}:{line} (torch._dynamo.graph_break()): " in message
+
+
+@reading_grad
+def test_breaks_of_later_compilations_are_told_too() -> None:
+    step, state = broken(BrokenLater())
+    compiled = ts.compile(step, backend="eager")
+    evaluate = ts.make_eval_step(compiled.loss_fn)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        state, _ = compiled(state, models.batch(6))
+    with pytest.warns(UserWarning, match="for five") as first:
+        compiled(state, models.batch(5))
+    with pytest.warns(UserWarning, match="in evaluation") as second:
+        evaluate(state, models.batch(6))
+    assert len(told(first)) == len(told(second)) == 1
+    assert "for five" not in told(second)[0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # nothing new: it is compiled anew all the same
+        evaluate(ts.tree.map(lambda t: t.double(), state), models.batch(4, dtype=torch.float64))
+
+
+@reading_grad
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        (Branching, r"\(if y.sum\(\) > 1e9:\): what comes next depends on the value of a tensor"),
+        (Looping, r"\(forward, none of which is compiled, for a break in a loop\): .*graph_break"),
+    ],
+)
+def test_branches_and_loops_are_named(kind: type[nn.Module], reason: str) -> None:
+    step, state = broken(kind())
+    with pytest.warns(UserWarning, match=reason) as caught:
+        run(ts.compile(step, backend="eager"), state, 3)
+    assert len(told(caught)) == 1
+
+
+@reading_grad
+def test_breaks_of_other_functions_are_not_told() -> None:
+    step, state = make()
+    compiled = ts.compile(step, backend="eager")
+    state = run(compiled, state, 1)
+    torch.compile(Broken(), backend="eager")(models.batch()["x"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        run(compiled, state, 1)
+        compiled(state, models.batch(5))  # compiled anew
 
 
 def test_a_full_graph_can_be_demanded() -> None:
@@ -117,5 +203,77 @@ def test_a_full_graph_can_be_demanded() -> None:
 
 
 def test_what_is_no_step_is_refused() -> None:
-    with pytest.raises(TypeError, match="compile: expected what make_step returned, got int"):
+    with pytest.raises(
+        TypeError, match=r"compile: expected what make_step or .* returned, got int"
+    ):
         ts.compile(3)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What ``torch.compile`` is given, which returns the function as it is."""
+    calls: list[dict[str, Any]] = []
+
+    def stand_in(fn: Any, **options: Any) -> Any:
+        calls.append(options)
+        return fn
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    return calls
+
+
+def test_the_options_are_those_of_torch_compile(given: list[dict[str, Any]]) -> None:
+    step, _ = make()
+    ts.compile(step, mode="max-autotune", backend="inductor", fullgraph=True)
+    assert given == [{"mode": "max-autotune", "backend": "inductor", "fullgraph": True}]
+
+
+def test_a_mode_is_known_to_inductor() -> None:
+    step, state = make()
+    with pytest.raises(RuntimeError, match="Unrecognized mode=slow"):
+        run(ts.compile(step, mode="slow"), state, 1)
+
+
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+@pytest.mark.parametrize("pure", [True, False])
+def test_modes_with_graphs_of_their_own_are_not_captured(
+    mode: str, pure: bool, given: list[dict[str, Any]]
+) -> None:
+    step, _ = make()
+    if pure:
+        step = attrs.evolve(step, loss_fn=lambda params, buffers, batch, key: ts.Loss(batch["x"]))
+    compiled = ts.compile(step, mode=mode)
+    for each in (compiled, ts.data_parallel(compiled)):
+        with pytest.raises(ValueError, match=f"capture: compile.mode='{mode}'. makes CUDA graphs"):
+            ts.capture(each)
+    ts.capture(ts.compile(step, mode="max-autotune-no-cudagraphs"))
+    assert [options["mode"] for options in given] == [mode, "max-autotune-no-cudagraphs"]
+
+
+def doubled(params: Any, buffers: Any, batch: Any, key: Any, *, train: bool = True) -> ts.Loss:
+    loss = (params["w"] * batch).sum() * (1.0 if train else 2.0)
+    return ts.Loss(loss, 2, aux={"tensor": batch.sum(), "number": 3.0})
+
+
+@pytest.mark.parametrize("pure", [True, False])
+def test_a_loss_made_in_the_compiled_function_is_in_its_graph(pure: bool) -> None:
+    step, state = make()
+    batch: Any = models.batch()
+    if pure:
+        step = ts.make_step(doubled, ts.optim.sgd())
+        state, batch = ts.init({"w": torch.ones(3)}, step.optimizer), torch.ones(3)
+    else:
+
+        def loss(call: Any, batch: Any) -> ts.Loss:
+            return ts.Loss((call(batch["x"]) ** 2).sum(), weight=len(batch["x"]))
+
+        step = attrs.evolve(step, loss_fn=ts.module_loss(models.build("mlp"), loss))
+    compiled = ts.compile(step, backend="eager", fullgraph=True)
+    assert ts.diff(compiled(state, batch), step(state, batch)) == []
+
+
+def test_a_compiled_loss_is_evaluated_in_evaluation_mode() -> None:
+    step = ts.make_step(doubled, ts.optim.sgd())
+    state = ts.init({"w": torch.ones(3)}, step.optimizer)
+    compiled = ts.compile(step, backend="eager")
+    assert ts.make_eval_step(compiled.loss_fn)(state, torch.ones(3))["loss"] == 3.0

@@ -13,11 +13,21 @@ from trainer import modeling
 from trainer.distributed import ddp, fsdp_plan
 from trainer.facade.base import TrainerBase
 from trainer.support import refuse_tensor_parallel
+from trainstep.compiling import Compiled
 
 logger = logging.getLogger(__name__)
 
 # Modes of torch.compile that keep outputs in the memory of CUDA graphs.
 _OWN_GRAPHS = ("reduce-overhead", "max-autotune")
+
+
+def _tell_breaks(breaks: list[str]) -> None:
+    logger.warning(
+        "torch_compile: the model is compiled in several parts, with Python between, because of:\n  %s\n"
+        "It is as fast as it can be when it is one part: rewrite these lines, or leave torch_compile out. "
+        "TORCH_LOGS=graph_breaks shows how they are reached.",
+        "\n  ".join(breaks),
+    )
 
 
 class ModelMixin(TrainerBase):
@@ -95,9 +105,11 @@ class ModelMixin(TrainerBase):
         if not training and args.torch_compile_mode in _OWN_GRAPHS:
             return model  # outputs that are kept would be overwritten by the next batch's
         if getattr(self._compiled, "_orig_mod", None) is not model:
-            self._compiled = torch.compile(
-                model, backend=str(args.torch_compile_backend), mode=args.torch_compile_mode
-            )
+            mode = args.torch_compile_mode
+            compiled: Any = torch.compile(model, backend=str(args.torch_compile_backend), mode=mode)
+            if args.should_log:  # the other processes' breaks are the same
+                compiled.forward = Compiled(compiled.forward, mode, _tell_breaks)
+            self._compiled = compiled
         return self._compiled
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
