@@ -24,9 +24,7 @@ class Place:
     """Where a recording finds a tensor; while this is kept, nothing else can come to be there."""
 
     tensor: Tensor
-    alias: (
-        Tensor  # keeps the memory, also if somebody gives the tensor other (``tensor.data = ...``)
-    )
+    alias: Tensor  # keeps the memory if somebody gives the tensor another (``tensor.data = ...``)
     address: int
 
     @classmethod
