@@ -94,7 +94,8 @@ class Step:
         extras = self.memory(state)
         hyper = self.hyper(state.step) if hyper is None else hyper
         context = self._context(state, loss, key)
-        norm = context.global_norm(grads)
+        # Without gradients, the zero is on the device where the others are.
+        norm = context.global_norm(grads) if grads else torch.zeros((), device=loss.value.device)
         if self.on_nonfinite == "raise":
             require_finite(state.step, loss, norm)
         ok = finite(loss, norm) if self.on_nonfinite == "skip" else None
