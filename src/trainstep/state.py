@@ -72,6 +72,17 @@ def _refuse(state: ConsumedState, what: str) -> NoReturn:
     )
 
 
+def refuse_state(where: str, state: Any, batch: Any) -> NoReturn:
+    """Raise TypeError for what is no state; callers ask ``isinstance(state, TrainState)`` first."""
+    hint = "make one with step.init(model)"
+    if isinstance(batch, TrainState):
+        hint = "the state comes before the batch"
+    elif isinstance(state, tuple) and state and isinstance(state[0], TrainState):
+        hint = "a step returns two things: state, metrics = step(state, batch)"
+    kind = type(state).__name__
+    raise TypeError(f"{where}: the state must be a TrainState, got {kind}; {hint}")
+
+
 def consume(state: TrainState) -> None:
     """Take the tensors out of ``state``; whoever still holds it gets a RuntimeError on use.
 
