@@ -48,7 +48,7 @@ def choose(trainer: Any) -> Path | None:
             "load_best_model_at_end: no checkpoint holds the best model; keeping the last"
         )
         return None
-    problems = checkpoint.verify(Path(best))
+    problems = checkpoint.verify(Path(best), descriptions=False)
     if problems:
         logger.warning("The best checkpoint %s is damaged, keeping the last: %s", best, problems[0])
         return None
