@@ -198,7 +198,8 @@ class Trainer(
             run, those before an interruption included; speeds are those of this session.
 
         Raises:
-            ValueError: if there is nothing to resume from, or the checkpoint is another model's.
+            ValueError: if there is nothing to resume from (of a path, the CheckpointError that is one as
+                well), or the checkpoint is another model's.
             CheckpointError: if the checkpoint given is damaged, or the last save fails.
             TrainingInterrupted: with ``enable_jit_checkpoint``, after a signal and a save.
         """
