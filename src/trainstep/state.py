@@ -16,7 +16,8 @@ class TrainState:
     """The state of training after ``step`` updates.
 
     Registered as a pytree: tensors are leaves, ``step`` and ``key`` are static. The record is frozen
-    and no pure function writes to its tensors; ``trainstep.donate`` consumes it instead.
+    and no pure function writes to its tensors or dicts; ``trainstep.donate`` consumes it instead. The dicts
+    are ordinary ones all the same: to change a state make another with ``evolve``.
 
     Attributes:
         step: updates done so far; a Python int, so that schedules and keys need no device read.
