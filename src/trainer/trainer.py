@@ -43,7 +43,12 @@ from trainer.optimizers import Adopted
 from trainer.outputs import TrainOutput
 from trainer.preparation import prepare_model, token_counter
 from trainer.smoothing import make_smoother
-from trainer.support import own_arguments, refuse_unsupported, refuse_unused_hooks
+from trainer.support import (
+    own_arguments,
+    refuse_unsupported,
+    refuse_unused_hooks,
+    why_missing,
+)
 
 
 class Trainer(
@@ -240,6 +245,12 @@ class Trainer(
             self._sync_buffers()
             for parameter in self.model.parameters():
                 parameter.grad = None  # those that were recorded would keep their graph's memory
+
+    def __getattr__(self, name: str) -> Any:
+        """Say why a method that the Hugging Face Trainer has is missing."""
+        if (reason := why_missing(name)) is not None:
+            raise AttributeError(f"{type(self).__name__}.{name}: {reason}", name=name, obj=self)
+        return self.__getattribute__(name)  # raises what it raised, also inside of a property
 
     @property
     def train_state(self) -> ts.TrainState:
