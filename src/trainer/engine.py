@@ -46,10 +46,8 @@ class LocalEngine:
         """Run ``training_step`` on one micro-batch."""
         trainer = self._trainer
         trainer.current_gradient_accumulation_steps = window
-        if trainer.optimizer is not None:
-            trainer.optimizer._opt_called = (
-                False  # which step() sets, patched by torch's schedulers
-            )
+        if trainer.optimizer is not None:  # torch's schedulers let its step() set this
+            trainer.optimizer._opt_called = False
         try:
             if self._takes_items:
                 return trainer.training_step(trainer.model_wrapped, batch, items)
