@@ -7,6 +7,7 @@ from typing import Any
 
 from trainer import checkpoint
 from trainer.callbacks import TrainerState
+from trainer.metrics import missing_metric
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +24,7 @@ def note_best(args: Any, state: TrainerState, metrics: dict[str, float]) -> bool
     name = name if name.startswith("eval_") else f"eval_{name}"
     if name not in metrics:
         raise KeyError(
-            f"metric_for_best_model={args.metric_for_best_model!r}: the evaluation gave no {name}; "
-            f"it gave {', '.join(metrics)}. Let compute_metrics return it."
+            f"metric_for_best_model={args.metric_for_best_model!r}: {missing_metric(name, metrics)}"
         )
     value, best = metrics[name], state.best_metric
     if best is not None and not (value > best if args.greater_is_better else value < best):
@@ -48,7 +48,7 @@ def choose(trainer: Any) -> Path | None:
             "load_best_model_at_end: no checkpoint holds the best model; keeping the last"
         )
         return None
-    problems = checkpoint.verify(Path(best))
+    problems = checkpoint.verify(Path(best), descriptions=False)
     if problems:
         logger.warning("The best checkpoint %s is damaged, keeping the last: %s", best, problems[0])
         return None

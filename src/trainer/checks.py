@@ -98,6 +98,11 @@ def check_arguments(
 ) -> None:
     if model is None and model_init is None:
         raise RuntimeError("Trainer requires a model, or a model_init that makes one")
+    if isinstance(model, type):
+        raise TypeError(
+            f"Trainer: model must be an instance, got the class {model.__name__}. Pass one that is made, "
+            f"as {model.__name__}(...), or a function that makes one as model_init="
+        )
     if model is not None and model_init is not None:
         raise ValueError("Trainer takes a model or a model_init, not both")
     if str(args.eval_strategy) != "no" and eval_dataset is None:

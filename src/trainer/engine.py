@@ -1,6 +1,7 @@
 """How gradients come about in a single process."""
 
 import inspect
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from trainer import modeling
 from trainer.data.columns import names_in
 from trainstep import TrainState
 from trainstep.types import Buffers, Grads
+
+logger = logging.getLogger(__name__)
 
 
 class LocalEngine:
@@ -36,12 +39,15 @@ class LocalEngine:
             if buffer is not None
         }
         self._losses: list[Tensor] = []
+        self._warned = False
         self.drop()  # what an interrupted training, or the caller, may have left
 
     def backward(self, batch: Any, items: Any, window: int) -> Tensor:
         """Run ``training_step`` on one micro-batch."""
         trainer = self._trainer
         trainer.current_gradient_accumulation_steps = window
+        if trainer.optimizer is not None:  # torch's schedulers let its step() set this
+            trainer.optimizer._opt_called = False
         try:
             if self._takes_items:
                 return trainer.training_step(trainer.model_wrapped, batch, items)
@@ -81,10 +87,11 @@ class LocalEngine:
     def collect(self) -> Grads:
         """Return the gradients that the parameters hold. Those that were not reached have none.
 
-        Of gradients that were used up in the backward pass, the norms are left, once.
+        Of gradients that were used up in the backward pass, the norms are left, once. There are none at
+        all where an overridden ``training_step`` leaves out a bad batch: such an update changes nothing.
 
         Raises:
-            ValueError: if there are none.
+            ValueError: if there are none in the first update, or ``training_step`` has used them itself.
         """
         adopted = self._trainer._adopted
         if adopted is not None and adopted.fused is not None:
@@ -92,11 +99,30 @@ class LocalEngine:
         else:
             grads = {n: p.grad for n, p in self._parameters if p.grad is not None}
         if not grads:
+            self._check_left_out()
+        return grads
+
+    def _check_left_out(self) -> None:
+        """Tell an update that is left out on purpose from a mistake, and warn of the first."""
+        if getattr(self._trainer.optimizer, "_opt_called", False):
+            raise ValueError(
+                "no parameter has a gradient after training_step, which called optimizer.step() and "
+                "zero_grad() itself. The Trainer does that, with the gradients that training_step leaves: "
+                "let it call backward only, or write a loop of your own."
+            )
+        if self._trainer.state.global_step == 0:
             raise ValueError(
                 "no parameter received a gradient. training_step must call backward on a loss that "
-                "depends on the model's output, outside torch.no_grad()."
+                "depends on the model's output, outside torch.no_grad(), and leave optimizer.step() and "
+                "zero_grad() to the Trainer. It may leave out batches, but not the first."
             )
-        return grads
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "No parameter received a gradient at step %d: training_step left out the batch. The step "
+                "counts, and changes no parameter. This is said once.",
+                self._trainer.state.global_step,
+            )
 
     def drop(self) -> None:
         """Take the gradients off the parameters."""

@@ -98,6 +98,8 @@ class Run:
         accumulation: micro-batches to an update.
         ahead: iterates over the micro-batches of an update while the next ones go to the device.
         verify: makes sure, before anything is told or saved, that it is what the model computes.
+        refresh: called before gradients are judged, to bring the step in line with what callbacks may
+            have set.
         watched: whether somebody may put other gradients in place before the optimizer takes them.
         whole: a context in which an update is put in place, so that nothing interrupts that halfway.
         epoch: epoch in progress, from 0.
@@ -118,6 +120,7 @@ class Run:
     accumulation: int
     ahead: Callable[[list[Any]], Iterable[Any]] = iter
     verify: Callable[[], Any] = bool
+    refresh: Callable[[], object] = bool
     watched: Callable[[], bool] = bool
     whole: AbstractContextManager[None] = field(factory=nullcontext)
     epoch: int = 0
@@ -191,6 +194,7 @@ def _update(run: Run, window: list[Any], items: Any) -> Iterator[Event]:
             yield Event.SUBSTEP_END
     loss = ts.Loss(total, 1, _set_apart(run, before))  # the engine has divided already
     grads = run.engine.collect()
+    run.refresh()
     if (scale := run.step.loss_scale(run.state)) is not None:
         ts.unscale_(grads.values(), scale)
     pending: Any = run.step.prepare(run.state, loss, grads)

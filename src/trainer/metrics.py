@@ -2,8 +2,9 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,30 @@ def speed_metrics(
 
 
 def with_prefix(metrics: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-    """Put ``<prefix>_`` before every key that does not begin with it."""
+    """Put ``<prefix>_`` before every key that does not begin with it.
+
+    Those come after the others, so that the loss is first: the order of the Hugging Face Trainer.
+    """
     start = f"{prefix}_"
-    return {k if k.startswith(start) else start + k: v for k, v in metrics.items()}
+    named = {key: value for key, value in metrics.items() if key.startswith(start)}
+    return named | {start + k: v for k, v in metrics.items() if not k.startswith(start)}
+
+
+def missing_metric(name: str, metrics: Mapping[str, Any]) -> str:
+    """Say what an evaluation gave instead of ``name``, and what was probably meant."""
+    gave = f"the evaluation gave no {name}; it gave {', '.join(metrics)}."
+    own, others = name.removeprefix("eval_"), [key.removeprefix("eval_") for key in metrics]
+    if of_sets := [key for key in others if key.endswith(f"_{own}")]:
+        return (
+            f"{gave} With several evaluation sets, name one of their metrics: {_either(of_sets)}."
+        )
+    if close := get_close_matches(own, others):
+        return f"{gave} Did you mean {_either(close)}? Otherwise let compute_metrics return it."
+    return f"{gave} Let compute_metrics return it."
+
+
+def _either(names: Iterable[str]) -> str:
+    return " or ".join(f'"{name}"' for name in names)
 
 
 def format_metrics(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,9 @@ from trainer.optimizers import Adopted
 
 logger = logging.getLogger(__name__)
 
+_MAX_SHOWN = 8
+"""Checkpoints that a message lists; the rest is counted."""
+
 # Arguments that may differ between a run and its continuation without anybody caring.
 _FREE = frozenset(
     {"output_dir", "disable_tqdm", "report_to", "run_name", "resume_from_checkpoint", "log_level"}
@@ -32,7 +35,8 @@ def find_checkpoint(trainer: Any, wanted: str | Path | bool | None) -> checkpoin
 
     Raises:
         ValueError: if ``wanted`` is True and no checkpoint verifies.
-        CheckpointError: if the folder given is missing or damaged.
+        NoCheckpoint: if the folder given is not there, or holds no checkpoint.
+        CheckpointError: if it is damaged.
     """
     if not wanted:
         return None
@@ -61,9 +65,12 @@ def find_checkpoint(trainer: Any, wanted: str | Path | bool | None) -> checkpoin
 
 
 def _choose(trainer: Any, wanted: str | Path | bool) -> Path:
-    if wanted is not True:
-        return Path(str(wanted))
     root = Path(trainer._get_output_dir(trial=None))
+    if wanted is not True:
+        given = Path(str(wanted))
+        if not checkpoint.is_checkpoint(given):
+            raise checkpoint.NoCheckpoint(_not_there(given, root))
+        return given
     path, skipped = checkpoint.newest(root)
     for folder, reason in skipped:
         logger.warning("Checkpoint %s is passed over: %s", folder, reason)
@@ -74,6 +81,20 @@ def _choose(trainer: Any, wanted: str | Path | bool) -> Path:
             "Call train() without it to start anew, or give the path of a checkpoint."
         )
     return path
+
+
+def _not_there(path: Path, root: Path) -> str:
+    """Say that there is no checkpoint at ``path``, and which there are in it or in ``root``."""
+    what = "there is no checkpoint in this folder" if path.is_dir() else "there is no such folder"
+    for folder in (path, root):
+        if found := checkpoint.list_checkpoints(folder):
+            names = ", ".join(each.name for each in found[-_MAX_SHOWN:])
+            more = f", and {len(found) - _MAX_SHOWN} older ones" if len(found) > _MAX_SHOWN else ""
+            return (
+                f"{path}: {what}. In {folder} there are {names}{more}: give the path of one, or "
+                "resume_from_checkpoint=True for the newest in output_dir."
+            )
+    return f"{path}: {what}, and none in output_dir {root}. Call train() without it to start anew."
 
 
 def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> None:

@@ -14,6 +14,7 @@ from trainer import digest_log, distributed, saving
 from trainer.batch_size import find_executable_batch_size, remember
 from trainer.callbacks import TrainerState
 from trainer.checkpoint import Loaded
+from trainer.clipping import Clipping
 from trainer.data.feed import Feed
 from trainer.data.prefetch import Prefetch
 from trainer.distributed import agree
@@ -151,6 +152,7 @@ def _set_up(trainer: Any, plan: Plan, loader: Any) -> Run:
     )
     if trainer._zero is None:
         engage(trainer, run, engine)
+        run.refresh = Clipping(trainer, run)
     if trainer._adopted is not None and trainer._adopted.fused is None:
         run.watched = partial(handler.listens, Event.PRE_OPTIMIZER_STEP.value)
     return run

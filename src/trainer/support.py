@@ -88,6 +88,23 @@ SEARCHING = (
 """Methods that only uploads and searches call, which are not available: a subclass may have them."""
 
 
+def why_missing(name: str) -> str | None:
+    """Say why a public method of the Hugging Face Trainer is not there; None for any other name."""
+    if name.startswith("_"):
+        return None
+    if name in UPLOADING:
+        return (
+            "uploading to the Hub is not available in this version. Save with save_model(folder), and "
+            "upload that with huggingface_hub's upload_folder"
+        )
+    if name in SEARCHING:
+        return (
+            "hyperparameter search is not available in this version. Let a search library call a function "
+            "that makes a Trainer and trains it"
+        )
+    return None
+
+
 def refuse_unused_hooks(trainer: Any) -> None:
     """Raise NotImplementedError if a subclass defines a method that these arguments never call."""
     unused = [name for name in _UNUSED_HOOKS if hasattr(type(trainer), name)]

@@ -43,7 +43,12 @@ from trainer.optimizers import Adopted
 from trainer.outputs import TrainOutput
 from trainer.preparation import prepare_model, token_counter
 from trainer.smoothing import make_smoother
-from trainer.support import own_arguments, refuse_unsupported, refuse_unused_hooks
+from trainer.support import (
+    own_arguments,
+    refuse_unsupported,
+    refuse_unused_hooks,
+    why_missing,
+)
 
 
 class Trainer(
@@ -200,7 +205,8 @@ class Trainer(
             run, those before an interruption included; speeds are those of this session.
 
         Raises:
-            ValueError: if there is nothing to resume from, or the checkpoint is another model's.
+            ValueError: if there is nothing to resume from (of a path, the CheckpointError that is one as
+                well), or the checkpoint is another model's.
             CheckpointError: if the checkpoint given is damaged, or the last save fails.
             TrainingInterrupted: with ``enable_jit_checkpoint``, after a signal and a save.
         """
@@ -241,6 +247,12 @@ class Trainer(
             self._sync_buffers()
             for parameter in self.model.parameters():
                 parameter.grad = None  # those that were recorded would keep their graph's memory
+
+    def __getattr__(self, name: str) -> Any:
+        """Say why a method that the Hugging Face Trainer has is missing."""
+        if (reason := why_missing(name)) is not None:
+            raise AttributeError(f"{type(self).__name__}.{name}: {reason}", name=name, obj=self)
+        return self.__getattribute__(name)  # raises what it raised, also inside of a property
 
     @property
     def train_state(self) -> ts.TrainState:

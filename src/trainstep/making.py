@@ -6,7 +6,7 @@ from typing import Literal
 from trainstep.grads import Order
 from trainstep.guards import Guard
 from trainstep.optim.base import Optimizer
-from trainstep.parts import check_choices, check_names, check_parts
+from trainstep.parts import check_choices, check_loss, check_names, check_parts
 from trainstep.scaling import DynamicScale
 from trainstep.step import OnNonfinite, Step
 from trainstep.transforms import Transform
@@ -58,8 +58,9 @@ def make_step(
     Raises:
         ValueError: for choices that do not exist; from the step, for a batch that cannot be split, and for
             ``aux`` with the name of another metric.
-        TypeError: for an optimizer, schedule or transform that is none.
+        TypeError: for a loss, optimizer, schedule or transform that is none.
     """
+    check_loss(loss_fn)
     parts = tuple(transforms) if isinstance(transforms, Iterable) else (transforms,)
     check_parts(optimizer, schedule, parts)
     watching = tuple(guards) if loss_scale is None else (loss_scale, *guards)

@@ -11,7 +11,7 @@ from trainstep.batches import split_batch
 from trainstep.errors import CaptureError
 from trainstep.grads import Accumulator, sum_gradients
 from trainstep.ranks import Group, check_power_of_two, unrecordable
-from trainstep.state import TrainState
+from trainstep.state import TrainState, refuse_state
 from trainstep.step import Step
 from trainstep.sums import Sums
 from trainstep.types import Buffers, Grads, Metrics, Params
@@ -30,6 +30,8 @@ class DataParallel:
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         """Return the state after one update by all ranks' micro-batches, and metrics of all of them."""
+        if not isinstance(state, TrainState):
+            refuse_state("step(state, batch)", state, batch)
         loss, grads = self.sums(state, batch).mean()
         return self.step.update(state, loss, grads)
 

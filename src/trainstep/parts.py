@@ -1,6 +1,9 @@
 """Checks of what a step is composed of, with words on what was probably meant."""
 
+import inspect
 from typing import Any
+
+from torch import nn
 
 from trainstep.grads import check_order
 from trainstep.optim.base import Optimizer
@@ -35,6 +38,33 @@ def check_parts(optimizer: Any, schedule: Any, transforms: tuple[Any, ...]) -> N
         raise TypeError(
             f"make_step: transforms[{place}] must be a Transform, got {_kind(transform)}; {hint}"
         )
+
+
+def check_loss(loss_fn: Any) -> None:
+    """Check that a loss can be called as ``loss_fn(params, buffers, batch, key)``, if that can be told.
+
+    Raises:
+        TypeError: if not; for a module and for what ``module_loss`` takes, says what to do with it.
+    """
+    wanted = "loss_fn must be a function loss_fn(params, buffers, batch, key)"
+    if not callable(loss_fn):
+        raise TypeError(f"make_step: {wanted}, got {_kind(loss_fn)}; see trainstep.module_loss")
+    module = isinstance(loss_fn, nn.Module)
+    try:
+        signature = inspect.signature(loss_fn.forward if module else loss_fn)
+    except (ValueError, TypeError):  # of something built in
+        return
+    try:
+        signature.bind("params", "buffers", "batch", "key")
+    except TypeError:
+        hint = (
+            "make one of it with trainstep.module_loss(model, function)"
+            if module
+            else "of a function of (call, batch) make one with trainstep.module_loss(model, function)"
+        )
+        raise TypeError(
+            f"make_step: {wanted}, got {_kind(loss_fn)}, which takes {signature}; {hint}"
+        ) from None
 
 
 def check_choices(microbatches: Any, on_nonfinite: Any, order: Any, *, scales: bool) -> None:

@@ -16,7 +16,8 @@ class TrainState:
     """The state of training after ``step`` updates.
 
     Registered as a pytree: tensors are leaves, ``step`` and ``key`` are static. The record is frozen
-    and no pure function writes to its tensors; ``trainstep.donate`` consumes it instead.
+    and no pure function writes to its tensors or dicts; ``trainstep.donate`` consumes it instead. The dicts
+    are ordinary ones all the same: to change a state make another with ``evolve``.
 
     Attributes:
         step: updates done so far; a Python int, so that schedules and keys need no device read.
@@ -70,6 +71,17 @@ def _refuse(state: ConsumedState, what: str) -> NoReturn:
         "buffers now belong to the state that the donated step returned. Use that one, or call the "
         "step without trainstep.donate() to keep both."
     )
+
+
+def refuse_state(where: str, state: Any, batch: Any) -> NoReturn:
+    """Raise TypeError for what is no state; callers ask ``isinstance(state, TrainState)`` first."""
+    hint = "make one with step.init(model)"
+    if isinstance(batch, TrainState):
+        hint = "the state comes before the batch"
+    elif isinstance(state, tuple) and state and isinstance(state[0], TrainState):
+        hint = "a step returns two things: state, metrics = step(state, batch)"
+    kind = type(state).__name__
+    raise TypeError(f"{where}: the state must be a TrainState, got {kind}; {hint}")
 
 
 def consume(state: TrainState) -> None:

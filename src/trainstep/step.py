@@ -19,7 +19,7 @@ from trainstep.optim.base import Optimizer
 from trainstep.pending import Pending
 from trainstep.rng import Key
 from trainstep.scaling import DynamicScale
-from trainstep.state import TrainState, consume
+from trainstep.state import TrainState, consume, refuse_state
 from trainstep.transforms import Context, Transform
 from trainstep.transforms.compose import run
 from trainstep.types import Grads, Hyper, HyperSchedule, LossFn, Metrics, OptState, Params, Schedule
@@ -48,6 +48,8 @@ class Step:
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         """Return the state after one update, and metrics that stay on the device."""
+        if not isinstance(state, TrainState):
+            refuse_state("step(state, batch)", state, batch)
         loss, grads = accumulate(
             self.loss_fn,
             state.params,
@@ -94,7 +96,8 @@ class Step:
         extras = self.memory(state)
         hyper = self.hyper(state.step) if hyper is None else hyper
         context = self._context(state, loss, key)
-        norm = context.global_norm(grads)
+        # Without gradients, the zero is on the device where the others are.
+        norm = context.global_norm(grads) if grads else torch.zeros((), device=loss.value.device)
         if self.on_nonfinite == "raise":
             require_finite(state.step, loss, norm)
         ok = finite(loss, norm) if self.on_nonfinite == "skip" else None

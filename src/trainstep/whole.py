@@ -23,7 +23,7 @@ from trainstep.losses import ModuleLoss
 from trainstep.rehearsal import generators_watched
 from trainstep.rng import TracedKey
 from trainstep.stages import signature
-from trainstep.state import TrainState, consume, parts
+from trainstep.state import TrainState, consume, parts, refuse_state
 from trainstep.step import Step
 from trainstep.types import Hyper, Metrics
 
@@ -45,6 +45,8 @@ class WholeStep(Step):
 
     def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         """Return the state after one update, and metrics that stay on the device."""
+        if not isinstance(state, TrainState):
+            refuse_state("step(state, batch)", state, batch)
         complete = state.evolve(extras=self.memory(state))
         mine = complete if self.donates else tree.clone(complete)
         hyper = self.hyper(state.step)

@@ -164,6 +164,8 @@ def test_metrics_are_computed_from_the_same_arrays(asked: list[str], tmp_path: P
     )
     assert_same(seen[0].given, seen[1].given)
     assert untimed(ours.result) == untimed(other.result)
+    assert list(untimed(ours.result)) == list(untimed(other.result))
+    assert list(untimed(ours.history[0])) == list(untimed(other.history[0]))
     assert ours.events == other.events
 
 

@@ -35,7 +35,7 @@ def test_no_name_is_forgotten() -> None:
 
 
 @pytest.mark.row(38, 39, 41)
-@pytest.mark.parametrize("warmup", [0, 3, 0.25])
+@pytest.mark.parametrize("warmup", [0, 3, 0.25, 15])
 @pytest.mark.parametrize(("name", "options"), CASES, ids=str)
 def test_the_rates_are_the_same(
     name: str, options: dict[str, Any], warmup: float, tmp_path: Path

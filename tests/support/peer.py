@@ -12,6 +12,7 @@ from attrs import frozen
 from torch import nn
 
 from support.shell import Recorder, make_trainer, options, samples, timeless, weights
+from trainer import Trainer
 
 
 def tiny(name: str, **changes: Any) -> nn.Module:
@@ -64,12 +65,13 @@ def theirs(
     train: Any = None,
     evaluation: Any = None,
     callbacks: Iterable[Any] = (),
+    make: Callable[..., Any] | None = None,
     more: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Any:
     """Build the Hugging Face Trainer with the arguments of ``make_trainer``."""
     transformers = pytest.importorskip("transformers")
-    return transformers.Trainer(
+    return (make or transformers.Trainer)(
         model,
         transformers.TrainingArguments(**options(folder, **changes)),
         train_dataset=samples() if train is None else train,
@@ -93,16 +95,36 @@ def both(
     folder: Path,
     model: nn.Module,
     act: Callable[[Any], Any] = lambda trainer: trainer.train(),
+    *,
+    overrides: type | None = None,
+    callbacks: Iterable[Any] = (),
     **settings: Any,
 ) -> tuple[Side, Side]:
-    """Let both trainers ``act`` on copies of one model; returns ``(ours, theirs)``."""
+    """Let both trainers ``act`` on copies of one model; returns ``(ours, theirs)``.
+
+    Args:
+        folder: output folder.
+        model: what is copied.
+        act: what each of them does.
+        overrides: a class with methods that take the place of theirs.
+        callbacks: more of them.
+        settings: what else ``make_trainer`` takes.
+    """
     sides = []
-    for name, build in (("ours", make_trainer), ("theirs", theirs)):
+    kinds = (Trainer, pytest.importorskip("transformers").Trainer)
+    for name, build, kind in zip(("ours", "theirs"), (make_trainer, theirs), kinds, strict=True):
         recorder = Recorder()
+        make = kind if overrides is None else type("Own", (overrides, kind), {})
         with warnings.catch_warnings():
             if name == "theirs":
                 warnings.simplefilter("ignore")
-            trainer = build(folder / name, copy.deepcopy(model), callbacks=[recorder], **settings)
+            trainer = build(
+                folder / name,
+                copy.deepcopy(model),
+                callbacks=[recorder, *copy.deepcopy(list(callbacks))],
+                make=make,
+                **settings,
+            )
             sides.append(Side(trainer, recorder.events, act(trainer)))
     return sides[0], sides[1]
 

@@ -92,6 +92,34 @@ def test_an_override_that_makes_no_gradients_is_refused(tmp_path: Path) -> None:
         make_trainer(tmp_path, make=NoBackward).train()
 
 
+class ByHand(Trainer):
+    """Makes the update itself, in the micro-batches from ``first`` on."""
+
+    first = 1
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Any:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.state.global_step + 1 >= self.first:
+            assert self.optimizer is not None
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return loss
+
+
+@pytest.mark.parametrize("first", [1, 3])
+@pytest.mark.parametrize("optim", ["adamw_torch", "adamw_torch_fused", "sgd", "adagrad"])
+def test_an_override_that_makes_the_update_itself_is_refused(
+    first: int, optim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ByHand, "first", first)
+    trainer = make_trainer(tmp_path, make=ByHand, optim=optim)
+    with pytest.raises(
+        ValueError, match=r"which called optimizer\.step\(\) and zero_grad\(\) itself"
+    ):
+        trainer.train()
+    assert trainer.state.global_step == first - 1
+
+
 class Doubling(Trainer):
     """An override whose gradients are twice the usual ones."""
 

@@ -35,7 +35,34 @@ def test_prefixes_are_put_once() -> None:
         "eval_acc": 2,
         "eval_evaluation": 3,
     }
+    assert list(metrics.with_prefix({"acc": 1, "eval_loss": 2, "f1": 3}, "eval")) == [
+        "eval_loss",
+        "eval_acc",
+        "eval_f1",
+    ]
     assert metrics.with_prefix({"eval_x": 1}, "eval_a") == {"eval_a_eval_x": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "advice"),
+    [
+        (
+            "eval_loss",
+            ["eval_a_loss", "eval_a_runtime", "eval_b_loss"],
+            'name one of their metrics: "a_loss" or "b_loss".',
+        ),
+        (
+            "eval_acuracy",
+            ["eval_loss", "eval_accuracy"],
+            'Did you mean "accuracy"? Otherwise let compute_metrics return it.',
+        ),
+        ("eval_bleu", ["eval_loss"], "it gave eval_loss. Let compute_metrics return it."),
+    ],
+)
+def test_a_metric_that_is_not_there_is_looked_for(name: str, given: list[str], advice: str) -> None:
+    text = metrics.missing_metric(name, dict.fromkeys(given, 0.0))
+    assert text.startswith(f"the evaluation gave no {name}; it gave {', '.join(given)}.")
+    assert text.endswith(advice)
 
 
 @pytest.mark.row(107)

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from support.shell import (
     outcome,
     scored,
 )
-from trainer import CheckpointError
+from trainer import CheckpointError, Trainer, TrainerCallback
+from trainer.checkpoint import verify
 
 
 @pytest.fixture(autouse=True)
@@ -56,8 +58,21 @@ def test_without_a_checkpoint_there_is_nothing_to_resume(tmp_path: Path) -> None
         ValueError, match=r"no complete checkpoint in .*\nCall train\(\) without it to start anew"
     ):
         make_trainer(tmp_path).train(resume_from_checkpoint=True)
-    with pytest.raises(CheckpointError, match="nowhere: no such folder"):
-        make_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "nowhere"))
+    nowhere = tmp_path / "nowhere"
+    for kind in (CheckpointError, ValueError):  # the latter is what Hugging Face's raises
+        with pytest.raises(kind, match="nowhere: there is no such folder, and none in output_dir"):
+            make_trainer(tmp_path).train(resume_from_checkpoint=str(nowhere))
+    for step in range(1, 11):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    listed = r"there are checkpoint-3, checkpoint-4, .*, checkpoint-10, and 2 older ones: give"
+    with pytest.raises(CheckpointError, match=f"nowhere: there is no such folder. In .* {listed}"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=str(nowhere))
+    nowhere.mkdir()
+    (nowhere / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match="nowhere: there is no checkpoint in this folder"):
+        make_trainer(tmp_path).train(resume_from_checkpoint=str(nowhere))
+    with pytest.raises(CheckpointError, match=f"this folder. In {tmp_path} there are checkpoint-3"):
+        make_trainer(tmp_path / "other").train(resume_from_checkpoint=str(tmp_path))
 
 
 def truncate(folder: Path) -> None:
@@ -114,6 +129,55 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     assert f"Resuming from {tmp_path / 'checkpoint-2'}" in caplog.text
     assert outcome(trainer, result) == expected
     assert recorder.events[1:4] == ["train_begin", "epoch_begin", "step_begin"]
+
+
+class Described(Trainer):
+    """Saves what the libraries do beside weights."""
+
+    def save_model(self, output_dir: Any = None, _internal_call: bool = False) -> None:
+        super().save_model(output_dir, _internal_call)
+        for name in ("config.json", "tokenizer.json", "README.md", "own.json"):
+            (Path(str(output_dir)) / name).write_text("{}")
+
+
+class Editing(TrainerCallback):
+    """Changes a file of every checkpoint when it has been saved."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        path = Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.name
+        path.write_text('{"edited": true}')
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "README.md"])
+@pytest.mark.parametrize("wanted", [True, "path"])
+def test_descriptions_of_the_model_may_be_edited(
+    wanted: Any, name: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings: dict[str, Any] = {"save_strategy": "steps", "save_steps": 3, "make": Described}
+    settings |= {"eval_strategy": "steps", "eval_steps": 3, "load_best_model_at_end": True}
+    whole = make_trainer(tmp_path, callbacks=[Editing(name)], max_steps=6, **settings)
+    expected = outcome(whole, whole.train())
+    assert "keeping the last" not in caplog.text
+    for step in (6, 3):
+        [problem] = verify(tmp_path / f"checkpoint-{step}")
+        assert problem.startswith(f"{name}: ")
+        assert problem.endswith("; it only describes the model, so training can go on")
+    shutil.rmtree(tmp_path / "checkpoint-6")
+
+    again = make_trainer(tmp_path, max_steps=6, **settings)
+    result = again.train(True if wanted is True else str(tmp_path / "checkpoint-3"))
+    assert outcome(again, result) == expected
+    assert f"checkpoint-3 has changed since it was saved: {name}: " in caplog.text
+
+
+def test_other_files_may_not_be_edited(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"save_strategy": "epoch", "make": Described}
+    make_trainer(tmp_path, callbacks=[Editing("own.json")], **settings).train()
+    with pytest.raises(CheckpointError, match=r"own\.json: it has 16 bytes, expected 2"):
+        make_trainer(tmp_path, **settings).train(str(tmp_path / "checkpoint-5"))
 
 
 def test_if_all_are_damaged_all_are_named(tmp_path: Path) -> None:

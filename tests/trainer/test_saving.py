@@ -301,3 +301,12 @@ def test_a_checkpoint_that_cannot_be_deleted_is_warned_of(
 
     assert saved(tmp_path) == [2, 4, 5]
     assert "old checkpoints could not be deleted" in caplog.text
+
+
+def test_with_several_evaluation_sets_the_best_metric_names_one(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"eval_strategy": "epoch", "save_strategy": "epoch"}
+    settings |= {"load_best_model_at_end": True, "evaluation": {"a": samples(3), "b": samples(2)}}
+    advice = 'gave no eval_loss; .* name one of their metrics: "a_loss" or "b_loss"'
+    with pytest.raises(KeyError, match=advice):
+        make_trainer(tmp_path, **settings).train()
+    make_trainer(tmp_path, metric_for_best_model="b_loss", **settings).train()

@@ -118,3 +118,23 @@ def test_arguments_of_transformers_are_taken_over(tmp_path: Path) -> None:
 def test_other_arguments_are_refused() -> None:
     with pytest.raises(TypeError, match=r"args must be a trainer.TrainingArguments, got dict"):
         Trainer(scored(), {"output_dir": "x"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["push_to_hub", "create_model_card", "hyperparameter_search"])
+def test_methods_that_are_missing_say_why(name: str, tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    with pytest.raises(AttributeError, match=rf"Trainer\.{name}: .* is not available"):
+        getattr(trainer, name)()
+    assert not hasattr(trainer, name)
+
+
+def test_other_names_that_are_missing_are_told_as_ever(tmp_path: Path) -> None:
+    class Broken(Trainer):
+        @property
+        def shown(self) -> Any:
+            return self.hidden
+
+    trainer = make_trainer(tmp_path, make=Broken)
+    for name in ("shown", "hidden"):
+        with pytest.raises(AttributeError, match="'Broken' object has no attribute 'hidden'"):
+            getattr(trainer, name)

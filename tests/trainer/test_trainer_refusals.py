@@ -85,6 +85,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused_at_once(tmp_path: Pa
     ("kind", "settings", "message"),
     [
         (RuntimeError, {"model": None}, "requires a model, or a model_init"),
+        (TypeError, {"model": Scored}, r"must be an instance, got the class Scored.*model_init="),
         (ValueError, {"model_init": scored}, "a model or a model_init, not both"),
         (
             ValueError,

@@ -7,6 +7,7 @@ is replaced, ``.gone-`` is being deleted. Only ``.old-`` ever holds the sole cop
 
 import os
 import re
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +26,19 @@ DEEPSPEED = "deepspeed"
 """Key in a checkpoint's position if DeepSpeed saved the state, with what the engine needs to go on."""
 
 PREFIX_CHECKPOINT_DIR = "checkpoint"
+
+# What the libraries write beside weights for whoever loads the model later, and people may edit.
+_DESCRIPTIONS = (
+    *(
+        "config.json",
+        "generation_config.json",
+        "*processor_config.json",
+        "feature_extractor_config.json",
+    ),
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "tokenizer.model", "*.bpe.model"),
+    *("chat_template.*", "additional_chat_templates/*", "*.md", "LICENSE*"),
+)
 
 _CHECKPOINT = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)", re.ASCII)
 _SIBLING = re.compile(r"\.(tmp|old|gone)-checkpoint-(\d+)-(\d+)", re.ASCII)
@@ -65,6 +79,11 @@ def host_rng_rank(name: str) -> int | None:
     """Return the rank in such a name; None for any other name."""
     match = _HOST_RNG.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def only_describes(name: str) -> bool:
+    """Tell whether a file only describes the model: a training that goes on reads nothing of it."""
+    return any(fnmatchcase(name, pattern) for pattern in _DESCRIPTIONS)
 
 
 def list_checkpoints(root: str | os.PathLike[str]) -> list[Path]:

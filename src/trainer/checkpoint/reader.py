@@ -1,6 +1,7 @@
 """Reading checkpoints: every byte that is read is checked against the manifest on the way."""
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from trainer.checkpoint.hf_format import Foreign, is_foreign
 from trainer.checkpoint.layout import (
     ARGUMENTS,
     MANIFEST,
+    OPTIMIZER,
     TRAIN_STATE,
     TRAINER_STATE,
     host_rng_rank,
@@ -28,6 +30,8 @@ from trainer.checkpoint.scan import Scan
 from trainer.checkpoint.source import Source
 from trainstep.serialize import from_flat
 from trainstep.state import TrainState
+
+logger = logging.getLogger(__name__)
 
 _MAX_SHOWN = 8
 """Problems that a message lists; the rest is counted."""
@@ -65,7 +69,7 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
     """Read a checkpoint once, verifying all of it; the state's tensors are put on ``device``.
 
     A checkpoint of the Hugging Face Trainer is recognised by its files; what can be verified of it says
-    ``hf_reader.problems``.
+    ``hf_reader.problems``. Files that only describe the model may have been edited: that is warned of.
 
     Raises:
         CheckpointError: if anything is missing or is not what was written, with everything found.
@@ -75,6 +79,8 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
         return _load_foreign(path)
     scan = Scan(path, keep=True, digests=False)
     _raise_if_any(path, scan.run())
+    for change in scan.changes:
+        logger.warning("%s has changed since it was saved: %s", path, change)
     assert scan.manifest is not None
     train_state = json.loads(scan.texts[TRAIN_STATE])
     state = None
@@ -126,7 +132,17 @@ def _loaded(scan: Scan, state: TrainState | None, source: Source | None = None) 
     )
 
 
-def verify(path: str | os.PathLike[str], *, leaves: bool = False) -> list[str]:
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a folder is a checkpoint, whole or damaged, of this package or of Hugging Face's."""
+    if not path.is_dir():
+        return False
+    ours = any((path / name).exists() for name in (MANIFEST, TRAIN_STATE, ARGUMENTS, OPTIMIZER))
+    return ours or is_foreign(path) or step_of(path) is not None
+
+
+def verify(
+    path: str | os.PathLike[str], *, leaves: bool = False, descriptions: bool = True
+) -> list[str]:
     """Read a whole checkpoint and return what is wrong with it, in words; nothing if it is fine.
 
     Checked are the manifest, the presence, size and SHA-256 of every file, that each leaf of the state is
@@ -138,12 +154,14 @@ def verify(path: str | os.PathLike[str], *, leaves: bool = False) -> list[str]:
         path: the checkpoint's folder.
         leaves: digest also the leaves in ``optimizer.pt``, whose SHA-256 does not need that: where it fits
             this can only find mistakes made when it was written.
+        descriptions: count also changes to files that only describe the model (its ``config.json``, the
+            tokenizer's), which ``load`` warns of.
     """
     path = Path(path)
     if is_foreign(path):
         return hf_reader.problems(path)
     scan = Scan(path, keep=False, digests=leaves)
-    problems = scan.run()
+    problems = scan.run() + (scan.changes if descriptions else [])
     named = step_of(path)
     if scan.manifest is not None and named not in (None, scan.manifest.step):
         problems.append(f"{path.name}: it holds step {scan.manifest.step}; the folder was renamed")
@@ -153,13 +171,14 @@ def verify(path: str | os.PathLike[str], *, leaves: bool = False) -> list[str]:
 def newest(root: str | os.PathLike[str]) -> tuple[Path | None, list[tuple[Path, str]]]:
     """Return the checkpoint of the highest step that verifies, and those passed over with the reason.
 
-    Nothing is changed on the disk, so several processes may ask at once. If a save was killed while
+    Nothing is passed over because files were edited that only describe the model. Nothing is changed on the
+    disk, so several processes may ask at once. If a save was killed while
     it replaced a checkpoint, the one that it had set aside is found under its hidden name
     ``.old-checkpoint-<step>-<process>``.
     """
     skipped: list[tuple[Path, str]] = []
     for path in _candidates(Path(root)):
-        problems = verify(path)
+        problems = verify(path, descriptions=False)
         if not problems:
             return path, skipped
         skipped.append((path, "; ".join(_shorten(problems))))

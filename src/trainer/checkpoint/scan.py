@@ -19,6 +19,7 @@ from trainer.checkpoint.layout import (
     TRAIN_STATE,
     TRAINER_STATE,
     host_rng_rank,
+    only_describes,
 )
 from trainer.checkpoint.manifest import File, Manifest, parse_manifest
 from trainer.checkpoint.trees import TensorFile, node_path
@@ -59,6 +60,7 @@ class Scan:
         texts: the JSON files of the checkpoint itself (not the model's), as bytes.
         tensors: the leaves of the state by path, on the host, each with memory of its own.
         problems: what was found wrong, in words.
+        changes: the same of files that only describe the model, with which training can go on.
     """
 
     path: Path
@@ -68,6 +70,7 @@ class Scan:
     texts: dict[str, bytes] = field(factory=dict)
     tensors: dict[str, Tensor] = field(factory=dict)
     problems: list[str] = field(factory=list)
+    changes: list[str] = field(factory=list)
     _damaged: set[str] = field(factory=set, init=False)
     _found: set[str] = field(factory=set, init=False)  # leaves that are in their file
     _digests: dict[str, str] = field(factory=dict, init=False)  # of leaves as read, by path
@@ -213,14 +216,14 @@ class Scan:
             return False
         expected = self._expected(name).size
         if size != expected:
-            self._note(name, f"it has {size} bytes, expected {expected}")
+            self._differs(name, f"it has {size} bytes, expected {expected}")
         return size == expected
 
     def _compare(self, name: str, actual: str) -> bool:
         """Compare a file's digest with the manifest's."""
         expected = self._expected(name).sha256
         if actual != expected:
-            self._note(name, f"its SHA-256 is {actual}, expected {expected}")
+            self._differs(name, f"its SHA-256 is {actual}, expected {expected}")
         return actual == expected
 
     def _check_leaves(self, places: dict[str, _Places]) -> None:
@@ -237,6 +240,15 @@ class Scan:
     def _note(self, name: str, what: str) -> None:
         self._damaged.add(name)
         self.problems.append(f"{name}: {what}")
+
+    def _differs(self, name: str, what: str) -> None:
+        """Note that a file is another than the one that was saved."""
+        if only_describes(name):
+            self.changes.append(
+                f"{name}: {what}; it only describes the model, so training can go on"
+            )
+        else:
+            self._note(name, what)
 
     def _expected(self, name: str) -> File:
         assert self.manifest is not None

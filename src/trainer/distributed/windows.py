@@ -6,6 +6,7 @@ such a process takes part in the update all the same, with the weight of what it
 """
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -43,13 +44,18 @@ class Windows:
     _counts: bool | None = field(default=None, init=False)
 
     def __call__(self, batches: Iterator[Any]) -> tuple[list[Any], Any]:
-        """Return the micro-batches of the next update, and what their loss is divided by."""
+        """Return the micro-batches of the next update, and what their loss is divided by.
+
+        ``get_batch_samples`` is asked only while there is a batch: overrides may count on it.
+        """
         self.sizes = []
         args = self.trainer.args
         if self.ranks.many or self.in_tree:
             batches = self._watched(batches)
+        if (first := next(batches, _END)) is _END:
+            return [], None
         window, items = self.trainer.get_batch_samples(
-            batches, args.gradient_accumulation_steps, args.device
+            chain((first,), batches), args.gradient_accumulation_steps, args.device
         )
         if self.in_tree:
             window = [window[place] for place in tree_order(range(len(window)))]

@@ -44,7 +44,8 @@ class EvaluationMixin(TrainerBase):
                 merged |= self.evaluate(subset, ignore_keys, f"{metric_key_prefix}_{name}")
             return merged
         with self._memory.start("eval") as memory, self._modules_in_evaluation():
-            loader = self.get_eval_dataloader(eval_dataset)
+            # Given the dataset also if it is our own: overrides need not look for that.
+            loader = self.get_eval_dataloader(chosen)
             start = time.time()
             loss_only = True if self.compute_metrics is None else None
             output = self.evaluation_loop(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from attrs import define, field
 
+from trainer.metrics import missing_metric
 from trainer.optimizers.schedulers import GreedyLR, rate_function, set_rate
 
 logger = logging.getLogger(__name__)
@@ -74,8 +75,8 @@ class Rates:
         name = name if name.startswith("eval_") else f"eval_{name}"
         if name not in metrics:
             raise KeyError(
-                f"{type(self.scheduler).__name__} needs the metric {name}; the evaluation gave "
-                f"{', '.join(metrics)}. Let compute_metrics return it."
+                f"{type(self.scheduler).__name__} needs metric_for_best_model: "
+                f"{missing_metric(name, metrics)}"
             )
         self.scheduler.step(metrics[name])
 

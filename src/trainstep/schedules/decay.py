@@ -31,12 +31,13 @@ def linear(peak: float, total_steps: int, warmup_steps: int = 0) -> Schedule:
 def cosine(
     peak: float, total_steps: int, warmup_steps: int = 0, *, num_cycles: float = 0.5
 ) -> Schedule:
-    """Warm up linearly, then follow a cosine to 0 at ``total_steps``.
+    """Warm up linearly, then follow a cosine to 0 at ``total_steps``; beyond, it rises again.
 
     Args:
         peak: rate at the end of the warm-up.
         total_steps: number of updates in the whole run.
-        warmup_steps: updates before the peak.
+        warmup_steps: updates before the peak; if there are more than ``total_steps``, a run of that length
+            ends while it warms up.
         num_cycles: waves of the cosine; one half goes from the peak to 0 once.
     """
     check("cosine", peak, total_steps, warmup_steps)

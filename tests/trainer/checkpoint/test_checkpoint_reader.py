@@ -19,6 +19,10 @@ FILES = (
 )
 
 
+DESCRIPTION = "config.json"
+"""The one among them that only describes the model; see ``layout.only_describes``."""
+
+
 @pytest.fixture
 def root(tmp_path, make):
     """Two checkpoints, of steps 5 and 10."""
@@ -42,12 +46,16 @@ def test_flipped_bits_are_noticed_anywhere(root, name):
         file.write_bytes(bad)
         problems = verify(root / "checkpoint-10")
         assert any(problem.startswith(f"{name}:") for problem in problems), (place, problems)
-    with pytest.raises(CheckpointError, match=f"cannot be used:\n  {name}: "):
-        load(root / "checkpoint-10")
     path, skipped = newest(root)
-    assert path == root / "checkpoint-5"
-    assert [p for p, _ in skipped] == [root / "checkpoint-10"]
-    assert skipped[0][1].startswith(f"{name}: ")
+    if name == DESCRIPTION:
+        assert (path, skipped) == (root / "checkpoint-10", [])
+        assert verify(path, descriptions=False) == []
+    else:
+        with pytest.raises(CheckpointError, match=f"cannot be used:\n  {name}: "):
+            load(root / "checkpoint-10")
+        assert path == root / "checkpoint-5"
+        assert [p for p, _ in skipped] == [root / "checkpoint-10"]
+        assert skipped[0][1].startswith(f"{name}: ")
     file.write_bytes(good)
     assert verify(root / "checkpoint-10") == []
 
@@ -62,10 +70,22 @@ def test_truncation_and_growth_are_noticed(root, name):
         if name == "manifest.json":
             assert problems[0].startswith("manifest.json: it is damaged")
         else:
-            assert problems == [f"{name}: it has {len(bad)} bytes, expected {len(good)}"]
-        with pytest.raises(CheckpointError):
-            load(root / "checkpoint-10")
-    assert newest(root)[0] == root / "checkpoint-5"
+            text = f"{name}: it has {len(bad)} bytes, expected {len(good)}"
+            assert [problem.partition(";")[0] for problem in problems] == [text]
+        if name != DESCRIPTION:
+            with pytest.raises(CheckpointError):
+                load(root / "checkpoint-10")
+    assert newest(root)[0] == root / f"checkpoint-{10 if name == DESCRIPTION else 5}"
+
+
+def test_a_description_that_was_edited_is_warned_of(root, caplog):
+    file = root / "checkpoint-10" / DESCRIPTION
+    file.write_text("{}")
+    assert ts.equal(load(root / "checkpoint-10").state, load(root / "checkpoint-5").state) is False
+    [record] = [r for r in caplog.records if DESCRIPTION in r.getMessage()]
+    assert (
+        "checkpoint-10 has changed since it was saved: config.json: it has 2" in record.getMessage()
+    )
 
 
 @pytest.mark.parametrize("name", FILES)
