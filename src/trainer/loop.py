@@ -97,7 +97,8 @@ class Run:
         control: stop flags.
         accumulation: micro-batches to an update.
         ahead: iterates over the micro-batches of an update while the next ones go to the device.
-        watched: whether somebody may put other gradients in place before the optimizer takes them.
+        watched: whether somebody may put other gradients in place before the optimizer takes them, or
+            set other options for it.
         whole: a context in which an update is put in place, so that nothing interrupts that halfway.
         epoch: epoch in progress, from 0.
         batch: micro-batches of this epoch that are done.
@@ -194,7 +195,7 @@ def _update(run: Run, window: list[Any], items: Any) -> Iterator[Event]:
     pending: Any = run.step.prepare(run.state, loss, grads)
     yield Event.PRE_OPTIMIZER_STEP
     if run.watched() and isinstance(pending, Pending):
-        pending = pending.with_grads(run.engine.collect())
+        pending = pending.with_grads(run.engine.collect(), run.step.hyper(run.state.step))
     with run.whole:
         run.state, run.metrics = run.step.finish(run.state, pending)
         if before:  # a refused update takes the module's buffers back as well

@@ -94,7 +94,7 @@ class EngineRates(Rates):
     def state(self) -> None:
         """Return None: the state is in the engine's checkpoint."""
 
-    def restore(self, kept: dict[str, Any] | None, step: int) -> None:
+    def restore(self, kept: dict[str, Any] | None, step: int, written: Any = ()) -> None:
         """Do nothing: the engine has restored it."""
 
 
