@@ -163,7 +163,8 @@ def _begin(trainer: Any, plan: Plan) -> tuple[Any, ts.TrainState, Rates]:
         from trainer.distributed import deepspeed_engine
 
         return deepspeed_engine.begin(trainer, plan.max_steps)
-    trainer.create_optimizer_and_scheduler(num_training_steps=plan.max_steps)
+    trainer._renew_optimizer()
+    trainer._create_missing(plan.max_steps)
     adopted = trainer._adopt_optimizer()
     named = modeling.unwrap(trainer.model).named_parameters
     rates = Rates(trainer.optimizer, trainer.lr_scheduler, adopted.options, named)
