@@ -13,3 +13,4 @@ from trainer.optimizers.names import optimizer_class_and_kwargs as optimizer_cla
 from trainer.optimizers.rates import Rates as Rates
 from trainer.optimizers.schedulers import make_scheduler as make_scheduler
 from trainer.optimizers.schedulers import multiplier as multiplier
+from trainer.optimizers.unfrozen import Unfrozen as Unfrozen
