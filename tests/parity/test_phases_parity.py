@@ -110,6 +110,7 @@ def test_an_own_optimizer_trains_what_it_holds(
 
     ours, other = both(tmp_path, scored("mlp"), act, **SETTINGS)
     assert_same(ours, other)
+    assert "group0" in ours.trainer.train_state.opt_state  # by the core's kernels, each time
     told = [r.getMessage() for r in caplog.records if "does not hold" in r.getMessage()]
     if make is of_the_last:
         assert len(told) == 1
