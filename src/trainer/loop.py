@@ -100,7 +100,8 @@ class Run:
         verify: makes sure, before anything is told or saved, that it is what the model computes.
         refresh: called before gradients are judged, to bring the step in line with what callbacks may
             have set.
-        watched: whether somebody may put other gradients in place before the optimizer takes them.
+        watched: whether somebody may put other gradients in place before the optimizer takes them, or
+            set other options for it.
         whole: a context in which an update is put in place, so that nothing interrupts that halfway.
         epoch: epoch in progress, from 0.
         batch: micro-batches of this epoch that are done.
@@ -200,7 +201,7 @@ def _update(run: Run, window: list[Any], items: Any) -> Iterator[Event]:
     pending: Any = run.step.prepare(run.state, loss, grads)
     yield Event.PRE_OPTIMIZER_STEP
     if run.watched() and isinstance(pending, Pending):
-        pending = pending.with_grads(run.engine.collect())
+        pending = pending.with_grads(run.engine.collect(), run.step.hyper(run.state.step))
     with run.whole:
         run.state, run.metrics = run.step.finish(run.state, pending)
         if before:  # a refused update takes the module's buffers back as well

@@ -9,6 +9,7 @@ from trainer.checkpoint import CheckpointError
 from trainer.figures import timed
 from trainer.loop import Event, Run
 from trainer.meter import Meter
+from trainer.optimizers import Unfrozen
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +31,7 @@ class Reactions:
     ) -> None:
         self._trainer, self._run, self._meter = trainer, run, meter
         self._ignore_keys = ignore_keys
+        self._unfrozen = Unfrozen(trainer.model, frozenset(run.state.params))
         self._signals, self._settle = trainer._interruption, trainer._steering.settle
         self._before: dict[Event, Callable[[], Any]] = {
             Event.OPTIMIZER_STEP: self._add_metrics,
@@ -38,6 +40,7 @@ class Reactions:
         }
         self._after: dict[Event, Callable[[], Any]] = {
             Event.TRAIN_BEGIN: self._begin,
+            Event.EPOCH_BEGIN: self._unfrozen.look,
             Event.OPTIMIZER_STEP: self._advance_rates,
             Event.STEP_END: self._end_step,
             Event.EPOCH_END: self._end_epoch,
@@ -105,6 +108,7 @@ class Reactions:
             self._run.verify()
         if trainer.control.should_log and self._meter.pending:
             trainer._records.due(event)
+            self._unfrozen.look()
             self._settle(trainer.control)
         if trainer.control.should_evaluate:
             with timed(trainer, "evaluate"):

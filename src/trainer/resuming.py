@@ -120,7 +120,8 @@ def restore(trainer: Any, run: Run, meter: Meter, found: checkpoint.Loaded) -> N
     else:
         _take_up(trainer, run, meter, found)
         scheduler = found.position.get("scheduler")
-    trainer._rates.restore(scheduler, run.state.step)
+    options = found.position.get("options", ())
+    trainer._rates.restore(scheduler, run.state.step, options)
     rank = trainer._ranks.rank
     if rank in found.host_rng:
         host_rng.restore(found.host_rng[rank])

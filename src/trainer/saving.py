@@ -71,6 +71,8 @@ def _contents(trainer: Any, run: Run, meter: Meter) -> checkpoint.Contents:
     }
     if any(other != data[0] for other in data):  # each reads samples of its own
         position["data_of_ranks"] = data
+    if trainer._zero is None and (written := trainer._rates.written()):  # else DeepSpeed keeps it
+        position["options"] = written
     only_model = args.save_only_model
     return checkpoint.Contents(
         write_model=(

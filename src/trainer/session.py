@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import trainstep as ts
-from trainer import digest_log, distributed, saving
+from trainer import digest_log, distributed, modeling, saving
 from trainer.batch_size import find_executable_batch_size, remember
 from trainer.callbacks import TrainerState
 from trainer.checkpoint import Loaded
@@ -165,18 +165,22 @@ def _begin(trainer: Any, plan: Plan) -> tuple[Any, ts.TrainState, Rates]:
         from trainer.distributed import deepspeed_engine
 
         return deepspeed_engine.begin(trainer, plan.max_steps)
-    trainer.create_optimizer_and_scheduler(num_training_steps=plan.max_steps)
-    rates = Rates(trainer.optimizer, trainer.lr_scheduler)
+    trainer._renew_optimizer()
+    trainer._create_missing(plan.max_steps)
+    adopted = trainer._adopt_optimizer()
+    named = modeling.unwrap(trainer.model).named_parameters
+    rates = Rates(trainer.optimizer, trainer.lr_scheduler, adopted.options, named)
+    rates.check()
     step = ts.make_step(
         no_loss,
-        trainer._adopt_optimizer().pure,
+        adopted.pure,
         schedule=rates.at,
         transforms=make_transforms(args),
         on_nonfinite=args.on_nonfinite,
         loss_scale=ts.DynamicScale() if args.fp16 else None,
     )
     state = trainer._fresh_state(step)
-    state = state.evolve(opt_state=trainer._adopted.attach(state.opt_state))
+    state = state.evolve(opt_state=adopted.attach(state.opt_state))
     return ts.donate(step), state, rates
 
 

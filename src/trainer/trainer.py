@@ -135,8 +135,8 @@ class Trainer(
         self.optimizer, self.lr_scheduler = optimizers
         self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
         self._train_batch_size = self.args.train_batch_size
-        self._own_scheduler = self.lr_scheduler is None
         self._adopted: Adopted | None = None
+        self._made: tuple[Any, Any] = (None, None)
         self.label_smoother = make_smoother(self.args.label_smoothing_factor, self.model)
         self._loss_takes_items = takes(self.compute_loss, "num_items_in_batch")
         self._forget_runs()

@@ -152,7 +152,7 @@ class CapturedStep:
         device = next(iter(state.params.values())).device
         # Kernels read rates from the device, other hyperparameters from the host.
         rates_only = all(name == "lr" or name.endswith("/lr") for name in hyper)
-        if device.type != "cuda" or not self._recordable or not rates_only:
+        if device.type != "cuda" or not grads or not self._recordable or not rates_only:
             return None
         first = next(iter(grads.values()))
         if self._met.get(id(first)) is not first:  # not a tensor that comes again and again

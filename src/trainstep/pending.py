@@ -33,6 +33,6 @@ class Pending:
     before: dict[str, Any]
     after: dict[str, Any]
 
-    def with_grads(self, grads: Grads) -> "Pending":
-        """Return it with other gradients for the optimizer."""
-        return evolve(self, grads=grads)
+    def with_grads(self, grads: Grads, hyper: Hyper | None = None) -> "Pending":
+        """Return it with other gradients for the optimizer, and with other hyperparameters if given."""
+        return evolve(self, grads=grads, hyper=self.hyper if hyper is None else hyper)

@@ -3,6 +3,7 @@
 import json
 from collections import UserDict
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -413,3 +414,22 @@ def test_a_single_transform_needs_no_tuple() -> None:
     clip = ts.transforms.clip_by_global_norm(1e-3)
     (one, state), (other, _) = make(transforms=clip), make(transforms=(clip,))
     assert ts.equal(one(state, models.batch()), other(state, models.batch()))
+
+
+def test_rates_are_rounded_on_a_gpu_and_nothing_else_is() -> None:
+    """A graph reads rates as float32 from the device; an update with other values is in none."""
+    seen: dict[str, Any] = {}
+    names = ("lr", "beta1", "group1/lr", "group1/beta1")
+    spy = ts.Optimizer(
+        "spy",
+        lambda params: {},
+        lambda params, grads, state, hyper: seen.update(hyper),
+        accepts=frozenset(names),
+        capturable=True,
+    )
+    param: Any = SimpleNamespace(is_cuda=True)
+    state: Any = SimpleNamespace(params={"w": param}, opt_state={})
+    step = ts.donate(ts.make_step(lambda *_: ts.Loss(0, 1), spy))
+    step._apply(state, {"w": param}, dict.fromkeys(names, 0.1))
+
+    assert seen == {n: float(np.float32(0.1)) if n.endswith("lr") else 0.1 for n in names}

@@ -94,7 +94,7 @@ class EngineRates(Rates):
     def state(self) -> None:
         """Return None: the state is in the engine's checkpoint."""
 
-    def restore(self, kept: dict[str, Any] | None, step: int) -> None:
+    def restore(self, kept: dict[str, Any] | None, step: int, written: Any = ()) -> None:
         """Do nothing: the engine has restored it."""
 
 
@@ -144,7 +144,7 @@ def _build(trainer: Any, zero: Zero, updates: int) -> None:
         if zero.own_scheduler:
             trainer.create_optimizer()
         else:
-            trainer.create_optimizer_and_scheduler(num_training_steps=updates)
+            trainer._create_missing(updates)
         optimizer = given["optimizer"] = _without_empty_groups(trainer)
         # The engine puts flat parts in the place of the parameters.
         zero.given = optimizer, [list(group["params"]) for group in optimizer.param_groups]

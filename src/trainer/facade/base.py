@@ -49,6 +49,7 @@ class TrainerBase:
     _signature_columns: list[str] | None
     _loss_takes_items: bool
     _adopted: Adopted | None
+    _made: tuple[Any, Any]  # the optimizer and the scheduler that the Trainer made itself
     _train_state: ts.TrainState | None
     _run: Any
     _meter: Any

@@ -2,6 +2,7 @@
 
 from trainer.optimizers.adopt import Adopted as Adopted
 from trainer.optimizers.adopt import adopt as adopt
+from trainer.optimizers.adopt import carried as carried
 from trainer.optimizers.build import build_optimizer as build_optimizer
 from trainer.optimizers.fused import refuse_scaling as refuse_scaling
 from trainer.optimizers.groups import decay_parameter_names as decay_parameter_names
@@ -12,3 +13,4 @@ from trainer.optimizers.names import optimizer_class_and_kwargs as optimizer_cla
 from trainer.optimizers.rates import Rates as Rates
 from trainer.optimizers.schedulers import make_scheduler as make_scheduler
 from trainer.optimizers.schedulers import multiplier as multiplier
+from trainer.optimizers.unfrozen import Unfrozen as Unfrozen

@@ -15,10 +15,11 @@ from torch import Tensor
 
 import trainstep as ts
 from trainer.optimizers.fused import FusedUpdates, fused_updates
+from trainer.optimizers.options import Options, options_of
 from trainer.optimizers.wrapped import load, read, wrap
 from trainstep.types import OptState
 
-Options = dict[str, Any]
+Group = dict[str, Any]
 
 
 @frozen(eq=False)
@@ -30,6 +31,7 @@ class Adopted:
         pure: the pure optimizer with its bits.
         translated: whether the core's own kernels do the work.
         fused: the updates that the object makes inside the backward pass; None if it makes none.
+        options: what the pure optimizer was built of, by group; none for an object that runs itself.
     """
 
     object: torch.optim.Optimizer
@@ -37,6 +39,20 @@ class Adopted:
     translated: bool
     _names: dict[Tensor, str]
     fused: FusedUpdates | None = None
+    options: tuple[Options, ...] = ()
+    _held: tuple[tuple[int, ...], ...] = ()
+
+    def fits(self, optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> bool:
+        """Whether it is what ``adopt`` would make of ``optimizer`` now, as far as tensors go."""
+        if optimizer is not self.object or names != self._names or _held(optimizer) != self._held:
+            return False
+        pairs = zip(self.options, optimizer.param_groups, strict=False)  # none, or all
+        return not any(options.changed(group).keys() & options.fixed for options, group in pairs)
+
+    def lacks(self, names: dict[Tensor, str]) -> list[str]:
+        """Return which of ``names`` the object does not hold."""
+        held = {each for group in _held(self.object) for each in group}
+        return [name for parameter, name in names.items() if id(parameter) not in held]
 
     def attach(self, opt_state: OptState) -> OptState:
         """Join object and state; returns the state that the step is to use.
@@ -86,7 +102,8 @@ def adopt(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> Adopted
     fused = fused_updates(optimizer, names)
     parts = [_translate(optimizer, group) for group in optimizer.param_groups]
     if fused or any(part is None for part in parts) or _has_hooks(optimizer):
-        return Adopted(optimizer, wrap(optimizer, names, fused), False, names, fused)
+        pure = wrap(optimizer, names, fused)
+        return Adopted(optimizer, pure, False, names, fused, held=_held(optimizer))
     labels = {
         names[p]: f"group{number}"
         for number, group in enumerate(optimizer.param_groups)
@@ -97,7 +114,30 @@ def adopt(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> Adopted
     if len(labels) < len(names):
         rules["untouched"] = ts.optim.freeze()
     pure = ts.optim.partition(lambda name: labels.get(name, "untouched"), rules)
-    return Adopted(optimizer, pure, True, names)
+    return Adopted(
+        optimizer, pure, True, names, options=options_of(optimizer), held=_held(optimizer)
+    )
+
+
+def carried(fresh: OptState, before: OptState) -> OptState:
+    """Return ``fresh``, a translated object's state, with what ``before`` has of the same parameters."""
+    known = {
+        (key, name): tensor
+        for group in before.values()
+        for key, values in group.items()
+        for name, tensor in values.items()
+    }
+    return {
+        label: {
+            key: {name: known.get((key, name), tensor) for name, tensor in values.items()}
+            for key, values in group.items()
+        }
+        for label, group in fresh.items()
+    }
+
+
+def _held(optimizer: torch.optim.Optimizer) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(map(id, group["params"])) for group in optimizer.param_groups)
 
 
 def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
@@ -105,7 +145,7 @@ def _has_hooks(optimizer: torch.optim.Optimizer) -> bool:
     return bool(pre or post)
 
 
-def _translate(optimizer: torch.optim.Optimizer, group: Options) -> ts.Optimizer | None:
+def _translate(optimizer: torch.optim.Optimizer, group: Group) -> ts.Optimizer | None:
     translate = _TRANSLATIONS.get(type(optimizer))
     if translate is None or group.get("differentiable") or optimizer.state:
         return None
@@ -116,8 +156,8 @@ def _translate(optimizer: torch.optim.Optimizer, group: Options) -> ts.Optimizer
     return translate(group)
 
 
-def _adam(make: Callable[..., ts.Optimizer]) -> Callable[[Options], ts.Optimizer | None]:
-    def translate(group: Options) -> ts.Optimizer | None:
+def _adam(make: Callable[..., ts.Optimizer]) -> Callable[[Group], ts.Optimizer | None]:
+    def translate(group: Group) -> ts.Optimizer | None:
         return make(
             group["lr"],
             group["betas"],
@@ -131,12 +171,12 @@ def _adam(make: Callable[..., ts.Optimizer]) -> Callable[[Options], ts.Optimizer
     return translate
 
 
-def _adamw_or_adam(group: Options) -> ts.Optimizer | None:
+def _adamw_or_adam(group: Group) -> ts.Optimizer | None:
     decoupled = group.get("decoupled_weight_decay", False)
     return _adam(ts.optim.adamw if decoupled else ts.optim.adam)(group)
 
 
-def _sgd(group: Options) -> ts.Optimizer | None:
+def _sgd(group: Group) -> ts.Optimizer | None:
     if group["fused"]:
         return None
     return ts.optim.sgd(
@@ -149,7 +189,7 @@ def _sgd(group: Options) -> ts.Optimizer | None:
     )
 
 
-def _rmsprop(group: Options) -> ts.Optimizer | None:
+def _rmsprop(group: Group) -> ts.Optimizer | None:
     # On the CPU PyTorch loops over parameters unless told otherwise, and rounds differently.
     if not group["foreach"] and any(p.device.type == "cpu" for p in group["params"]):
         return None
@@ -157,7 +197,7 @@ def _rmsprop(group: Options) -> ts.Optimizer | None:
     return ts.optim.rmsprop(*(group[key] for key in keys), maximize=group["maximize"])
 
 
-_TRANSLATIONS: dict[type, Callable[[Options], ts.Optimizer | None]] = {
+_TRANSLATIONS: dict[type, Callable[[Group], ts.Optimizer | None]] = {
     torch.optim.AdamW: _adam(ts.optim.adamw),
     torch.optim.Adam: _adamw_or_adam,
     torch.optim.SGD: _sgd,

@@ -67,7 +67,7 @@ def rmsprop(
             else:
                 roots = list(torch._foreach_sqrt(squares))
             torch._foreach_add_(roots, floor)
-            if momentum > 0:
+            if momentum > 0 and mass > 0:  # buffers stay as they are for as long as it is set to 0
                 buffers = pick(state["momentum_buffer"], names)
                 torch._foreach_mul_(buffers, mass)
                 torch._foreach_addcdiv_(buffers, gs, roots)

@@ -59,8 +59,10 @@ def sgd(
             decay = hyper["weight_decay"]
             if not (isinstance(decay, float) and decay == 0):
                 gs = list(torch._foreach_add(gs, ps, alpha=float(decay)))
-            if momentum != 0:
-                gs = _with_momentum(names, gs, state, hyper["momentum"], dampening, nesterov)
+            mass = hyper["momentum"]
+            # As in PyTorch, buffers stay as they are for as long as the momentum is set to 0.
+            if momentum != 0 and not (isinstance(mass, float) and mass == 0):
+                gs = _with_momentum(names, gs, state, mass, dampening, nesterov)
             _descend(ps, gs, hyper["lr"])
 
     return Optimizer(

@@ -91,6 +91,7 @@ def test_an_adopted_object_has_the_bits_of_the_object(name: str) -> None:
             assert torch.equal(torch.as_tensor(shown[number][key]), torch.as_tensor(value)), key
 
 
+@pytest.mark.row(37)
 def test_a_foreign_parameter_is_refused() -> None:
     model, other = net(), net()
     optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
