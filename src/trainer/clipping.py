@@ -1,14 +1,11 @@
 """Clipping as ``args.max_grad_norm`` says at the moment: callbacks may change it while a run goes on."""
 
-import logging
 from typing import Any
 
 from attrs import evolve
 
 import trainstep as ts
 from trainer.optimization import make_transforms
-
-logger = logging.getLogger(__name__)
 
 
 class Clipping:
@@ -21,7 +18,7 @@ class Clipping:
 
     def __init__(self, trainer: Any, run: Any) -> None:
         self._trainer, self._run = trainer, run
-        self._norm = self._refused = trainer.args.max_grad_norm
+        self._norm = trainer.args.max_grad_norm
 
     def __call__(self) -> None:
         """Put other transforms into the step if the norm has changed since the last update."""
@@ -30,14 +27,7 @@ class Clipping:
 
     def _change(self, norm: float | None) -> None:
         run = self._run
-        if isinstance(run.step, ts.Step):
-            run.step = evolve(run.step, transforms=make_transforms(self._trainer.args))
-            self._norm = norm
-        elif norm != self._refused:  # asked again until the step is a plain one, said once
-            self._refused = norm
-            logger.warning(
-                "args.max_grad_norm was changed to %s, but steps that are recorded in CUDA graphs go on "
-                'with %s. Set capture="off" to change it while training goes on.',
-                norm,
-                self._norm,
-            )
+        if not isinstance(run.step, ts.Step):  # a recording clips at what it was made with
+            run.engine.give_up(f"args.max_grad_norm was changed to {norm} during training")
+        run.step = evolve(run.step, transforms=make_transforms(self._trainer.args))
+        self._norm = norm

@@ -213,6 +213,20 @@ def test_gradients_that_cannot_be_recorded_are_made_without(
     assert same(trainer, train(tmp_path / "b", capture="off"))
 
 
+class Clipping(TrainerCallback):
+    """Changes the norm that gradients are clipped at."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        args.max_grad_norm = 1.0 if state.global_step < 6 else 1e-3
+
+
+def test_another_norm_to_clip_at_ends_recording(told: Pretended, tmp_path: Path) -> None:
+    trainer = train(tmp_path / "a", Clipping())
+    assert "args.max_grad_norm was changed to 0.001 during training" in trainer.lowering
+    assert told.replays == 5  # the gradients of the step in which it changed are those of a graph
+    assert same(trainer, train(tmp_path / "b", Clipping(), capture="off"))
+
+
 def test_where_transformers_looks_at_masks_compiling_is_advised(
     told: Pretended, tmp_path: Path
 ) -> None:
@@ -244,6 +258,21 @@ class TestOnTheGPU:
         mine = train(tmp_path / "a", Doing(event, do), **options)
         assert ("recorded in CUDA graphs" in mine.lowering) == recorded
         assert same(mine, train(tmp_path / "b", Doing(event, do), capture="off", **options))
+
+    def test_another_norm_to_clip_at(self, tmp_path: Path) -> None:
+        mine = train(tmp_path / "a", Clipping(), use_cpu=False)
+        assert "max_grad_norm" in mine.lowering
+        assert same(mine, train(tmp_path / "b", Clipping(), use_cpu=False, capture="off"))
+
+    def test_other_options_of_the_optimizer(self, tmp_path: Path) -> None:
+        class Decaying(TrainerCallback):
+            def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                for group in kwargs["optimizer"].param_groups:
+                    group["weight_decay"] = 0.5 if 5 <= state.global_step < 8 else 0.0
+
+        mine = train(tmp_path / "a", Decaying(), use_cpu=False)
+        assert mine.lowering == "eager, recorded in CUDA graphs"
+        assert same(mine, train(tmp_path / "b", Decaying(), use_cpu=False, capture="off"))
 
     def test_the_forward_pass_changes_it(self, tmp_path: Path) -> None:
         options = {"use_cpu": False, "kind": Counting}

@@ -3,8 +3,6 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-import pytest
-
 import trainstep as ts
 from support.shell import make_trainer
 from trainer.clipping import Clipping
@@ -30,19 +28,18 @@ def test_the_step_is_left_alone_until_the_norm_changes(tmp_path: Path) -> None:
     assert run.step.transforms == ()
 
 
-def test_recorded_steps_do_not_ignore_a_change_in_silence(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_recorded_steps_are_given_up(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, max_grad_norm=1.0)
-    plain, captured = ts.make_step(no_loss, ts.optim.sgd(0.1)), object()
-    run = SimpleNamespace(step=captured)
+    plain, reasons = ts.make_step(no_loss, ts.optim.sgd(0.1)), []
+
+    def give_up(reason: str) -> None:
+        reasons.append(reason)
+        run.step = plain
+
+    run = SimpleNamespace(step=object(), engine=SimpleNamespace(give_up=give_up))
     clipping = Clipping(trainer, run)
     trainer.args.max_grad_norm = 0.5
     clipping()
     clipping()
-    assert run.step is captured
-    assert caplog.text.count("max_grad_norm was changed to 0.5") == 1
-
-    run.step = plain  # recording was given up
-    clipping()
+    assert reasons == ["args.max_grad_norm was changed to 0.5 during training"]
     assert len(run.step.transforms) == 1
