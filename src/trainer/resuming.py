@@ -54,7 +54,8 @@ def find_checkpoint(trainer: Any, wanted: str | Path | bool | None) -> checkpoin
         read = checkpoint.open_lazily if fsdp_plan.wanted(trainer.args) else checkpoint.load
         return read(Path(str(path)))
 
-    path = agree.from_first(ranks, agree.together(ranks, "resuming", choose, ValueError))
+    kind = ValueError if wanted is True else checkpoint.NoCheckpoint
+    path = agree.from_first(ranks, agree.together(ranks, "resuming", choose, kind))
     found = agree.together(ranks, f"reading {path}", load, checkpoint.CheckpointError)
     if len(set(agree.gather(ranks, found.manifest.render()))) > 1:
         raise checkpoint.CheckpointError(

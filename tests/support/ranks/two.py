@@ -276,6 +276,32 @@ def processes_may_have_unequal_data(folder: Path) -> None:
     assert len(make_trainer(folder, scored("mlp")).predict(Shards()).predictions) == 14
 
 
+def batches_are_asked_for_only_while_some_process_has_one(folder: Path) -> None:
+    class Counting(Trainer):
+        windows: list[int]
+
+        def get_batch_samples(self, *args: Any) -> Any:
+            window, items = super().get_batch_samples(*args)
+            self.windows.append(len(window))
+            return window, items
+
+    for data in (samples(10), Shards()):
+        trainer = make_trainer(
+            folder,
+            scored("mlp"),
+            make=Counting,
+            train=data,
+            max_steps=6,
+            gradient_accumulation_steps=2,
+        )
+        trainer.windows = []
+        trainer.train()
+        assert len(trainer.windows) == trainer.state.global_step == 6
+        assert min(trainer.windows) == 1
+        assert same(trainer, trainer.windows)
+        assert same(trainer, digest(trainer))
+
+
 def a_save_that_fails_fails_on_all(folder: Path) -> None:
     original = checkpoint.save
 
@@ -486,6 +512,7 @@ CHECKS = [
     the_main_process_goes_first,
     what_must_be_alike_is_compared,
     processes_may_have_unequal_data,
+    batches_are_asked_for_only_while_some_process_has_one,
     a_save_that_fails_fails_on_all,
     the_best_model_is_loaded_by_all,
     only_the_first_writes_and_prints,
