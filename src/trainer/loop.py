@@ -98,6 +98,7 @@ class Run:
         accumulation: micro-batches to an update.
         ahead: iterates over the micro-batches of an update while the next ones go to the device.
         verify: makes sure, before anything is told or saved, that it is what the model computes.
+        close: lets go of what the run has recorded, at its end.
         refresh: called before gradients are judged, to bring the step in line with what callbacks may
             have set.
         watched: whether somebody may put other gradients in place before the optimizer takes them, or
@@ -121,6 +122,7 @@ class Run:
     accumulation: int
     ahead: Callable[[list[Any]], Iterable[Any]] = iter
     verify: Callable[[], Any] = bool
+    close: Callable[[], Any] = bool
     refresh: Callable[[], object] = bool
     watched: Callable[[], bool] = bool
     whole: AbstractContextManager[None] = field(factory=nullcontext)

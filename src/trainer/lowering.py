@@ -66,7 +66,8 @@ def engage(trainer: Any, run: Any, engine: LocalEngine) -> None:
         recording.note(window)
         return ahead(window)
 
-    run.step, run.engine, run.ahead, run.verify = captured, recording, noted, recording.check
+    run.step, run.engine, run.ahead = captured, recording, noted
+    run.verify, run.close = recording.check, recording.close
     trainer.lowering = f"{kind}, recorded in CUDA graphs"
     logger.info("Steps are %s, once a shape of batch comes for the third time.", trainer.lowering)
 

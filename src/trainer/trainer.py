@@ -242,6 +242,7 @@ class Trainer(
         finally:
             self.is_in_train = False
             if self._run is not None:
+                self._run.close()
                 self._train_state, self._run = self._run.state, None
             self._records = None  # which has the run, its graphs and their memory
             self._sync_buffers()

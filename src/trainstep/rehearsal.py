@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ DRAWN_ON_HOST = (
     "random numbers are drawn on the CPU, where a recorded step would never draw again. Draw them on the "
     "GPU, or do not capture the step."
 )
+_COMPILER = ("torch._dynamo.convert_frame", "torch._inductor.compile_fx")
 _OURS = (torch.__path__[0], __file__.removesuffix("rehearsal.py"))
 
 
@@ -116,13 +118,16 @@ def _host_randomness_kept() -> Iterator[Callable[[], bool]]:
 def generators_watched(module: Any) -> Iterator[Callable[[], bool]]:
     """Give a function that tells whether somebody has asked for the state of a global generator.
 
+    PyTorch's compiler does, which may compile something anew inside, and does not count.
+
     Args:
         module: whose ``get_rng_state`` is watched: ``torch`` or ``torch.cuda``.
     """
     original, asked = module.get_rng_state, []
 
     def get_rng_state(*args: Any, **kwargs: Any) -> Any:
-        asked.append(True)
+        if not _compiling():
+            asked.append(True)
         return original(*args, **kwargs)
 
     module.get_rng_state = get_rng_state
@@ -130,6 +135,15 @@ def generators_watched(module: Any) -> Iterator[Callable[[], bool]]:
         yield lambda: bool(asked)
     finally:
         module.get_rng_state = original
+
+
+def _compiling() -> bool:
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        if frame.f_globals.get("__name__") in _COMPILER:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class _Failing(TorchDispatchMode):

@@ -1,5 +1,6 @@
 """CUDA graphs on the CPU, as far as who calls what when is concerned: a replay runs Python once more."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ class Pretended:
     """What has been rehearsed, recorded and replayed so far.
 
     Attributes:
+        made: weak references to recordings.
         fail: how recordings fail, by their number from 1.
     """
 
@@ -30,6 +32,7 @@ class Pretended:
     recordings: int = 0
     replays: int = 0
     recording: bool = False
+    made: list[Any] = field(factory=list)
     fail: dict[int, str] = field(factory=dict)
 
     def rehearse(self, fn: Callable[[Any], Any], root: Key, device: Any) -> tuple[Any, list[Any]]:
@@ -42,9 +45,11 @@ class Pretended:
         self.recordings += 1
         if self.recordings in self.fail:
             raise CaptureError(self.fail[self.recordings])
-        return self.Recording(self, fn)
+        recording = self.Recording(self, fn)
+        self.made.append(weakref.ref(recording))
+        return recording
 
-    @define(eq=False)
+    @define(eq=False, weakref_slot=True)
     class Recording:
         """Stands for a graph."""
 

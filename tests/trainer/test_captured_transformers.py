@@ -38,6 +38,9 @@ def model(kind: str) -> Any:
         sizes = {"d_model": 64, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 4}
         config = transformers.T5Config(**sizes, vocab_size=128, decoder_start_token_id=0)
         return transformers.T5ForConditionalGeneration(config)
+    if kind == "classifier":  # its first pass writes into its config, and so it is compiled twice
+        config = transformers.BertConfig(**small, num_labels=128)
+        return transformers.BertForSequenceClassification(config)
     return transformers.BertForMaskedLM(transformers.BertConfig(**small))
 
 
@@ -65,7 +68,10 @@ def train(folder: Path, kind: str, masked: bool = False, **options: Any) -> Trai
         disable_tqdm=True,
         **options,
     )
-    trainer = Trainer(model(kind), arguments, train_dataset=data(masked))
+    samples = data(masked)
+    if kind == "classifier":
+        samples = [{**sample, "labels": sample["input_ids"][0]} for sample in samples]
+    trainer = Trainer(model(kind), arguments, train_dataset=samples)
     trainer.train()
     return trainer
 
@@ -82,7 +88,7 @@ def test_recorded_as_they_are(kind: str, masked: bool, tmp_path: Path) -> None:
     assert same(mine, train(tmp_path / "b", kind, masked, bf16=True, capture="off"))
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "bert"])
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "classifier"])
 def test_recorded_and_compiled(kind: str, tmp_path: Path) -> None:
     # Compiled kernels add up gradients of embeddings in any order unless told otherwise.
     options = {"torch_compile": True, "full_determinism": True}

@@ -1,5 +1,6 @@
 """A model that changes between steps is recorded anew, or not at all; never replayed as it was."""
 
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -88,6 +89,30 @@ def test_what_stays_is_recorded_once(told: Pretended, tmp_path: Path) -> None:
     trainer = train(tmp_path, Doing("on_step_end", lambda model, step: None))
     assert (told.rehearsals, told.recordings, told.replays) == (1, 1, 10)
     assert trainer.lowering == "eager, recorded in CUDA graphs"
+
+
+def test_nothing_is_looked_for_where_callbacks_leave_the_model_alone(
+    told: Pretended, tmp_path: Path
+) -> None:
+    class Promising(Doing):
+        leaves_model_alone = True
+
+    promising = Promising("on_step_end", lambda m, step: setattr(m, "weight", 2.0 + step))
+    trainer = train(tmp_path, promising, logging_strategy="no")  # it looks at records, too
+    assert "recorded in CUDA graphs" in trainer.lowering
+
+
+def test_nothing_is_left_of_recordings_when_training_is_over(
+    told: Pretended, tmp_path: Path
+) -> None:
+    gc.disable()  # in a forked process it would free them, and abort
+    try:
+        trainer = train(tmp_path)
+        assert told.recordings == 1
+        assert [recording() for recording in told.made] == [None]
+    finally:
+        gc.enable()
+    trainer.train()
 
 
 def test_what_changes_now_and_then_is_recorded_anew(

@@ -153,7 +153,7 @@ class CallbackHandler(EventMethods):
         if listeners is None:
             listeners = tuple(item for item in self.callbacks if _overrides(item, event))
             self._listeners[event] = listeners
-            self._open[event] = event not in _FREQUENT or any(map(_is_foreign, listeners))
+            self._open[event] = event not in _FREQUENT or any(map(_may_intervene, listeners))
         return listeners
 
     def has_foreign_listeners(self, event: str) -> bool:
@@ -197,6 +197,10 @@ class CallbackHandler(EventMethods):
 
 def _is_foreign(callback: Any) -> bool:
     return type(callback).__module__.partition(".")[0] != __name__.partition(".")[0]
+
+
+def _may_intervene(callback: Any) -> bool:
+    return _is_foreign(callback) and not getattr(callback, "leaves_model_alone", False)
 
 
 def _overrides(callback: Any, event: str) -> bool:
