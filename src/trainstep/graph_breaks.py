@@ -4,12 +4,21 @@ It is read from what the compiler notes for the whole process. The list of break
 without it they are not told, and nothing fails.
 """
 
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from attrs import define, field
 
+_TORCH = torch.__path__[0]
+_WRAPPERS = (
+    f"{_TORCH}/nn/parallel/",
+    f"{_TORCH}/distributed/fsdp/",
+    f"{_TORCH}/distributed/_composable/",
+)
+_CONTEXTS = (contextlib.__file__, f"{_TORCH}/_dynamo/")
 _SKIPPED = re.compile(r"frame skipped: (.+) \((.+) line (\d+)\)")
 
 
@@ -63,14 +72,14 @@ class GraphBreaks:
 
     def _since(self) -> Iterator[str]:
         for reason in self._all[self._listed :]:
-            # DistributedDataParallel asks for breaks, to exchange gradients early.
-            if not reason.reason.startswith("DDPOptimizer"):
+            if not _wrappers(reason):
                 yield _described(reason)
         # Where a break is in a loop, all of the function runs as it is.
         if self._failures() > self._given_up:
             refused = self._counters["unimplemented"].items()
             new = [text for text, count in refused if count > self._refused.get(text, 0)]
-            yield from map(_skipped, [text for text in new if _SKIPPED.search(text)] or new[-1:])
+            for found in filter(None, map(_SKIPPED.search, new)):
+                yield _skipped(found)
 
     def _failures(self) -> int:
         frames = self._counters["frames"]
@@ -88,14 +97,20 @@ def _described(reason: Any) -> str:
     return f"{frame.filename}:{frame.lineno} ({frame.line}): {text}"
 
 
-def _skipped(text: str) -> str:
-    found = _SKIPPED.search(text)
-    if found is None:
-        return _short(text)
+def _skipped(found: re.Match[str]) -> str:
     name, file, line = found.groups()
-    return (
-        f"{file}:{line} ({name}, none of which is compiled, for a break in a loop): {_short(text)}"
-    )
+    why = _short(found.string)
+    return f"{file}:{line} ({name}, none of which is compiled, for a break in a loop): {why}"
+
+
+def _wrappers(reason: Any) -> bool:
+    """Whether a break is one that PyTorch's wrappers for several processes bring along, or ask for."""
+    if reason.reason.startswith("DDPOptimizer"):
+        return True
+    files = [frame.filename for frame in reason.user_stack]
+    # They enter contexts, in the compiler's own words.
+    places = [file for file in files if not file.startswith(_CONTEXTS)]
+    return bool(files) and (not places or places[-1].startswith(_WRAPPERS))
 
 
 def _short(text: str) -> str:

@@ -6,10 +6,12 @@ from typing import Any
 import attrs
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 import trainstep as ts
 from support import models
+from trainstep.compiling import Compiled
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -194,6 +196,26 @@ def test_breaks_of_other_functions_are_not_told() -> None:
         warnings.simplefilter("error", UserWarning)
         run(compiled, state, 1)
         compiled(state, models.batch(5))  # compiled anew
+
+
+@pytest.fixture
+def _alone() -> Any:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_alone")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("kind", "places"), [(Broken, 1), (nn.Identity, 0)])
+def test_what_wrappers_for_several_processes_break_is_not_told(kind: Any, places: int) -> None:
+    module = nn.Sequential(kind(), nn.Linear(models.OUT if places else models.IN, 2))
+    met: list[str] = []
+    wrapped = nn.parallel.DistributedDataParallel(module)
+    compiled = Compiled(torch.compile(wrapped, backend="eager"), tell=met.extend)
+    compiled(models.batch()["x"])
+    assert [text.split(":")[0] for text in met] == [__file__] * places
+    assert torch._dynamo.utils.graph_break_reasons  # there are some even without
 
 
 def test_a_full_graph_can_be_demanded() -> None:
