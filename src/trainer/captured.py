@@ -21,6 +21,9 @@ from trainstep.types import Buffers, Grads, Metrics
 
 logger = logging.getLogger(__name__)
 
+_KINDS = 4
+"""So many recordings of a shape there may be on average, for batches whose masks differ in kind."""
+
 
 @define(eq=False)
 class RetreatingStep(CapturedStep):
@@ -79,10 +82,10 @@ class CapturedEngine:
         self, batches: Iterable[Any], items: Any, window: int, key: Any
     ) -> Iterator[Tensor | None]:
         """Run an update's micro-batches at once; yields their joint loss after each."""
+        self._local.prepare()
         self._follow_changes()
         if self._graphs is not None:
             batches = [self._placed(batch) for batch in batches]
-            self._local.prepare()
             self._grads = {}  # else those of an update without graph would live on through the next
             try:
                 total, shares, self._grads = self._graphs(
@@ -106,8 +109,11 @@ class CapturedEngine:
     def note(self, window: list[Any]) -> None:
         """Take note of an update's micro-batches while they are on the host."""
         if self._reads is not None and self._graphs is not None:
-            known = tuple(map(facts, window))
-            self._facts = None if None in known else known
+            if self._reads.asked is False:
+                self._facts = ((),) * len(window)  # as for batches without masks
+            else:
+                known = tuple(map(facts, window))
+                self._facts = None if None in known else known
 
     def check(self) -> None:
         """Make sure that replays did what the model would have done; see ``HostReads.check``."""
@@ -150,7 +156,7 @@ class CapturedEngine:
 
     def _follow_changes(self) -> None:
         if not self._over:
-            change = self._changes.found()
+            change = self._changes.found(self._graphs is not None and self._graphs.recorded)
             if change.final:
                 self.give_up(change.reason)
             elif change.reason:
@@ -163,7 +169,8 @@ class CapturedEngine:
         self._local.drop()
         self._grads = {}
         self._step.forget()
-        self._graphs = Inputs(self._device, self._step.pool, self._step.limit)
+        limit = self._step.limit if self._reads is None else self._step.limit * _KINDS
+        self._graphs = Inputs(self._device, self._step.pool, limit)
 
     def _end(self) -> None:
         self._local.drop()
@@ -178,11 +185,20 @@ class CapturedEngine:
         self, inputs: tuple[Any, Any, Any], window: int, key: Any
     ) -> tuple[Tensor | None, Tensor | None, Grads]:
         batches, items, known = inputs
-        which, reads = signature(inputs, []), self._reads if known is not None else None
+        which, reads = signature(inputs, []), None
+        if self._reads is not None and self._reads.asked is not False and known is not None:
+            reads = self._reads
         if is_recording():
-            with reads.recorded(which) if reads else nullcontext():
-                return self._pass(batches, items, window, key)
-        before, rehearsed = ts.tree.clone(self._local.buffers()), isinstance(key, SlotKey)
+            try:
+                with reads.recorded(which) if reads else nullcontext():
+                    return self._pass(batches, items, window, key)
+            except BaseException:
+                self._local.keep_buffers(values=False)  # none that the failed recording has made
+                raise
+            finally:
+                self._changes.take_in()
+        rehearsed = isinstance(key, SlotKey)
+        before = ts.tree.clone(self._local.buffers()) if rehearsed else {}
         try:
             with (
                 self._changes.made_by_the_model(refused=rehearsed),

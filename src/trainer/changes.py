@@ -37,11 +37,15 @@ class Changes:
     _last: Any = field(default=None, init=False)
     _seen: int = field(default=-1, init=False)
     _updates: int = field(default=0, init=False)
+    _moved: str | None = field(default=None, init=False)
     _when: list[int] = field(factory=list, init=False)
 
-    def found(self) -> Change:
-        """Return what has changed since the last pass, in which code of others may have run."""
+    def found(self, recorded: bool) -> Change:
+        """Return what has changed since what is recorded was recorded, if anything is."""
         self._updates += 1
+        moved, self._moved = self._moved, None
+        if moved is not None and recorded:
+            return self._judge(moved)
         if self.handler.interventions == self._seen:
             return Change()
         self._seen = self.handler.interventions
@@ -49,14 +53,17 @@ class Changes:
         what = self._last and self.circumstances.difference(self._last, look)
         if self._last is not None and what is None and not self._listened():
             return Change()
-        self._take_in()
+        self.take_in()
         if reasons := "; ".join(self.against()):
             return Change(reasons, final=True)
         return Change() if what is None else self._judge(what)
 
     @contextmanager
     def made_by_the_model(self, refused: bool) -> Iterator[None]:
-        """Take in what the pass inside changes.
+        """Take in what the pass inside changes: that is what the model does.
+
+        Of numbers, strings and flags that have moved the next ``found`` tells: other shapes of batches
+        may have been recorded with what they were.
 
         Args:
             refused: it is rehearsed: numbers, strings and flags must stay, and are put back if it fails.
@@ -64,11 +71,12 @@ class Changes:
         Raises:
             CaptureError: if they do not stay.
         """
+        before = self.circumstances.numbers()
         if not refused:
             yield
-            self._take_in()
+            self._moved = self.circumstances.moved(before)
+            self.take_in()
             return
-        before = self.circumstances.numbers()
         try:
             yield
             if (what := self.circumstances.moved(before)) is not None:
@@ -79,12 +87,13 @@ class Changes:
         except BaseException:
             self.circumstances.put_back(before)
             raise
-        self._take_in()
+        self.take_in()
 
     def _listened(self) -> bool:
         return bool(self.handler.listens("on_pre_optimizer_step"))
 
-    def _take_in(self) -> None:
+    def take_in(self) -> None:
+        """Take things as they are."""
         look = self.circumstances.look()
         if (
             self._last is None or look.sizes != self._last.sizes

@@ -144,13 +144,14 @@ class LocalEngine:
             model.train()
         self._trainer._switch_optimizer("train")
 
-    def keep_buffers(self) -> None:
-        """Put back the state's buffers where the module has replaced them, with the new values."""
+    def keep_buffers(self, values: bool = True) -> None:
+        """Put back the state's buffers where the module has replaced them, with the new values or not."""
         for module in self._module.modules():
             for name, buffer in module._buffers.items():
                 kept = self._kept.get((module, name))
                 if kept is not None and buffer is not None and buffer is not kept:
-                    kept.copy_(buffer)
+                    if values:
+                        kept.copy_(buffer)
                     module._buffers[name] = kept
 
     def buffers(self) -> Buffers:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import trainstep as ts
+from trainstep.stages import Note
 
 _ASKING = "transformers.masking_utils"
 
@@ -27,9 +28,11 @@ class HostReads:
 
     Attributes:
         device: of the model.
+        asked: whether the model has asked anything in its first rehearsal; None before.
     """
 
     device: torch.device
+    asked: bool | None = field(default=None, init=False)
     _answers: dict[Hashable, list[bool]] = field(factory=dict, init=False)
     _wrong: Tensor | None = field(default=None, init=False)
 
@@ -50,6 +53,7 @@ class HostReads:
         with _Asked(answer):
             yield
         self._answers[which] = answers
+        self.asked = bool(answers) if self.asked is None else self.asked
         if answers and self._wrong is None:
             self._wrong = torch.zeros((), dtype=torch.bool, device=self.device)
 
@@ -94,7 +98,7 @@ class HostReads:
             )
 
 
-def facts(batch: Any) -> tuple[str, ...] | None:
+def facts(batch: Any) -> tuple[Note, ...] | None:
     """Say which masks of a batch hide something, which decides what a model finds out about it.
 
     None if that is not known: for masks that are on a device already, where positions are the batch's
@@ -106,7 +110,8 @@ def facts(batch: Any) -> tuple[str, ...] | None:
     if not all(isinstance(mask, Tensor) and mask.device.type == "cpu" for mask in masks.values()):
         return None
     return tuple(
-        f"{name} hides {'nothing' if mask.all() else 'something'}" for name, mask in masks.items()
+        Note(f"{name} hides {'nothing' if mask.all() else 'something'}")
+        for name, mask in masks.items()
     )
 
 

@@ -121,7 +121,7 @@ class Run:
     control: Control
     accumulation: int
     ahead: Callable[[list[Any]], Iterable[Any]] = iter
-    verify: Callable[[], Any] = bool
+    verify: Callable[[], Any] = bool  # which does nothing, as below
     close: Callable[[], Any] = bool
     refresh: Callable[[], object] = bool
     watched: Callable[[], bool] = bool

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import torch
+
 import trainstep as ts
 from trainer.captured import CapturedEngine, RetreatingStep
 from trainer.changes import Changes
@@ -11,6 +13,7 @@ from trainer.circumstances import Circumstances, has_hooks
 from trainer.engine import LocalEngine
 from trainer.facade.losses import LossMixin
 from trainer.host_reads import HostReads
+from trainstep.compiling import OWN_GRAPHS
 
 logger = logging.getLogger(__name__)
 
@@ -100,15 +103,13 @@ def _against_capture(trainer: Any, state: ts.TrainState) -> Iterator[str]:
         yield f"optim={args.optim!s} updates during the backward pass"
     if args.torch_empty_cache_steps is not None:
         yield "torch_empty_cache_steps empties the cache inside the step"
-    if args.torch_compile_mode in ("reduce-overhead", "max-autotune"):
+    if args.torch_compile_mode in OWN_GRAPHS:
         yield f"torch_compile_mode={args.torch_compile_mode!r} makes CUDA graphs of its own"
     if has_hooks(trainer.model):
         yield "the model has hooks, which may do things on the host"
 
 
-def _indexed(device: Any) -> Any:
-    import torch
-
+def _indexed(device: torch.device) -> torch.device:
     return (
         torch.device(device.type, torch.cuda.current_device()) if device.index is None else device
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 import trainstep as ts
 from trainer import digest_log, distributed, modeling, saving
-from trainer.batch_size import find_executable_batch_size, remember
+from trainer.batch_size import find_executable_batch_size, is_out_of_memory, remember
 from trainer.callbacks import TrainerState
 from trainer.checkpoint import Loaded
 from trainer.clipping import Clipping
@@ -42,6 +42,8 @@ def start(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) -> 
     if not trainer.args.auto_find_batch_size:
         trainer._train_batch_size = trainer.args.train_batch_size
         return train(trainer, found, ignore_keys)
+    if trainer._zero is None:
+        trainer._renew_optimizer()  # before it is remembered what attempts begin with
     first = trainer.args.train_batch_size
     if found is not None:  # what fitted before
         first = json.loads(found.trainer_state).get("train_batch_size") or first
@@ -58,7 +60,13 @@ def start(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) -> 
             trainer.optimizer.load_state_dict(copy.deepcopy(before))
         if trainer._own_scheduler:
             trainer.lr_scheduler = None
-        return train(trainer, found, ignore_keys)
+        try:
+            return train(trainer, found, ignore_keys)
+        except Exception as error:
+            if is_out_of_memory(error) and trainer._run is not None:
+                trainer._run.close()  # the next attempt needs the memory of its graphs
+                trainer._run = trainer._records = None
+            raise
 
     return find_executable_batch_size(
         attempt,

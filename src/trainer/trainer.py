@@ -241,13 +241,19 @@ class Trainer(
             raise
         finally:
             self.is_in_train = False
-            if self._run is not None:
-                self._run.close()
-                self._train_state, self._run = self._run.state, None
+            run, self._run = self._run, None
             self._records = None  # which has the run, its graphs and their memory
-            self._sync_buffers()
-            for parameter in self.model.parameters():
-                parameter.grad = None  # those that were recorded would keep their graph's memory
+            try:
+                if run is not None:
+                    self._train_state = run.state
+                self._sync_buffers()
+                for parameter in self.model.parameters():
+                    parameter.grad = (
+                        None  # those that were recorded would keep their graph's memory
+                    )
+            finally:
+                if run is not None:
+                    run.close()
 
     def __getattr__(self, name: str) -> Any:
         """Say why a method that the Hugging Face Trainer has is missing."""

@@ -12,8 +12,8 @@ from trainstep.graph_breaks import GraphBreaks
 from trainstep.losses import ModuleLoss
 from trainstep.types import LossFn
 
-# Modes of torch.compile that replay CUDA graphs of their own.
-_OWN_GRAPHS = ("reduce-overhead", "max-autotune")
+# Modes of torch.compile that replay CUDA graphs of their own, and keep outputs in their memory.
+OWN_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
 def _warn(breaks: list[str]) -> None:
@@ -71,7 +71,7 @@ def compiled_loss(loss_fn: LossFn, *, mode: str | None = None, **options: Any) -
 def check_graphs(loss_fn: LossFn) -> None:
     """Raise ValueError if a loss is compiled in a mode with CUDA graphs, which do not go into others."""
     compiled = loss_fn.compiled if isinstance(loss_fn, ModuleLoss) else loss_fn
-    if isinstance(compiled, Compiled) and compiled.mode in _OWN_GRAPHS:
+    if isinstance(compiled, Compiled) and compiled.mode in OWN_GRAPHS:
         raise ValueError(
             f"capture: compile(mode={compiled.mode!r}) makes CUDA graphs of its own, which cannot be "
             "part of another one. Leave the mode out, or take 'max-autotune-no-cudagraphs'."

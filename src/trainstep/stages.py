@@ -52,6 +52,12 @@ class Stages:
         return self._calls >= 2
 
 
+class Note(str):
+    """Says something of a batch: those of which other things are said are recorded apart."""
+
+    __slots__ = ()
+
+
 @define(eq=False)
 class Inputs:
     """Functions of a batch, recorded once for every structure and shape.
@@ -102,8 +108,14 @@ class Inputs:
             return
         self._full = True
         shapes = _shapes(leaves)
-        if shapes in self._shapes:
-            others = [leaf for leaf in tree.flatten(batch)[0] if not isinstance(leaf, Tensor)]
+        others = [leaf for leaf in tree.flatten(batch)[0] if not isinstance(leaf, Tensor)]
+        notes = [leaf for leaf in others if isinstance(leaf, Note)]
+        if shapes in self._shapes and notes:
+            reason = (
+                f"a batch of which {', '.join(notes)} is of another kind than the {self.limit} that are "
+                "recorded; from now on new kinds run without a graph."
+            )
+        elif shapes in self._shapes:
             values = ", ".join(map(repr, others))
             reason = (
                 f"the batch holds what is no tensor ({values}), which a recording takes for a part of the "

@@ -1,6 +1,7 @@
 """Overridden hooks are called with what the Hugging Face Trainer gives them, and as often."""
 
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,26 @@ def test_batches_are_taken_only_while_there_are_some(accumulation: int, tmp_path
     )
     assert ours.trainer.seen == other.trainer.seen
     assert len(ours.trainer.seen) == ours.result.global_step
+    assert_same_weights(ours, other)
+
+
+class Hoarding:
+    """Reads several batches ahead, and hands them out without reading in the calls that follow."""
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> Any:
+        kept = self.__dict__.setdefault("kept", [])
+        if not kept:
+            kept += islice(epoch_iterator, 3)
+        window = [kept.pop(0) for _ in range(min(num_batches, len(kept)))]
+        return window, None
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_batches_that_were_read_ahead_are_trained_on(epochs: int, tmp_path: Path) -> None:
+    ours, other = both(
+        tmp_path, scored("mlp"), overrides=Hoarding, num_train_epochs=epochs, max_grad_norm=0
+    )
+    assert ours.result.global_step == other.result.global_step
     assert_same_weights(ours, other)
 
 

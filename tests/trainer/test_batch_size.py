@@ -219,3 +219,29 @@ def test_a_trainer_starts_again_with_the_optimizer_as_it_was(given: bool, tmp_pa
         return ts.digest(trainer.train_state)
 
     assert train(4, auto_find_batch_size=True) == train(3)
+
+
+def test_parameters_that_were_unfrozen_since_the_training_before(tmp_path: Path) -> None:
+    class Large(Scored):
+        full = False
+
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            if self.full and len(x) > 3:
+                raise torch.OutOfMemoryError("none left")
+            return super().forward(x, labels)
+
+    trainer = make_trainer(
+        tmp_path,
+        scored("mlp", kind=Large),
+        per_device_train_batch_size=4,
+        auto_find_batch_size=True,
+        optim="adamw_torch",
+    )
+    first = next(trainer.model.parameters()).requires_grad_(False)
+    trainer.train()
+    first.requires_grad_(True)
+    trainer.model.full = True
+    before = first.detach().clone()
+    trainer.train()
+    assert trainer.state.train_batch_size == 3
+    assert not torch.equal(first, before)

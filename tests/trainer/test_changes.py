@@ -155,6 +155,78 @@ def test_a_forward_pass_that_counts_is_not_recorded(
     assert same(trainer, plain)
 
 
+class Longest(Weighted):
+    """Scales its loss by the most samples it has seen at once; keeps its last loss."""
+
+    most = 0
+
+    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        self.most = max(self.most, len(x))
+        outputs = super().forward(x, labels)
+        outputs["loss"] = outputs["loss"] * self.most
+        self.last = outputs["loss"].detach()
+        return outputs
+
+
+def test_what_is_kept_of_a_pass_is_no_change(told: Pretended, tmp_path: Path) -> None:
+    trainer = train(tmp_path, Doing("on_step_end", lambda m, step: None), kind=Longest)
+    assert trainer.lowering == "eager, recorded in CUDA graphs"
+    assert told.recordings == 1
+
+
+def test_what_another_shape_changes_is_recorded_anew(
+    told: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sizes(self: Any, batches: Any, count: int, device: Any) -> Any:
+        batch = next(batches, None)
+        if batch is not None and trainer.state.global_step != 6:
+            batch = {name: tensor[:2] for name, tensor in batch.items()}
+        return [batch] if batch is not None else [], None
+
+    trainer = make_trainer(
+        tmp_path,
+        scored(Normed, kind=Longest),
+        train=samples(64),
+        per_device_train_batch_size=4,
+        max_steps=12,
+        logging_strategy="no",
+    )
+    monkeypatch.setattr(type(trainer), "get_batch_samples", sizes)
+    trainer.train()
+    assert trainer.model.most == 4
+    assert (
+        told.recordings == 2
+    )  # of two samples: as they were first, and with what four have changed
+    assert trainer.lowering == "eager, recorded in CUDA graphs"
+
+
+def test_a_failed_attempt_leaves_no_recording(told: Pretended, tmp_path: Path) -> None:
+    class Large(Weighted):
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            alive.append(sum(made() is not None for made in told.made))
+            if len(x) > 4 and len(alive) > 6:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().forward(x, labels)
+
+    alive: list[int] = []
+    gc.disable()
+    try:
+        trainer = make_trainer(
+            tmp_path,
+            scored(Normed, kind=Large),
+            train=samples(64),
+            per_device_train_batch_size=5,
+            max_steps=12,
+            auto_find_batch_size=True,
+        )
+        trainer.train()
+    finally:
+        gc.enable()
+    assert trainer.state.train_batch_size == 4
+    assert told.recordings == 2
+    assert alive[6:8] == [1, 0]
+
+
 def test_a_layer_that_is_frozen_in_mid_run_stays_where_it_is(
     told: Pretended, tmp_path: Path
 ) -> None:

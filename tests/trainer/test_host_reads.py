@@ -114,11 +114,11 @@ def train(folder: Path, masks: bool, padded: tuple[int, ...], **options: Any) ->
         if masks:
             sample["attention_mask"] = sample["input_ids"].ne(0)
         samples.append(sample)
+    options = {"num_train_epochs": 2, **options}
     arguments = TrainingArguments(
         str(folder),
         use_cpu=True,
         per_device_train_batch_size=2,
-        num_train_epochs=2,
         train_sampling_strategy="sequential",
         report_to="none",
         save_strategy="no",
@@ -138,6 +138,23 @@ def test_batches_with_and_without_hidden_tokens_are_recorded_apart(
     assert told.recordings == 2
     assert mine.lowering == "eager, recorded in CUDA graphs"
     plain = train(tmp_path / "b", True, (4, 5, 7, 8, 13), capture="off")
+    assert ts.diff(mine.train_state, plain.train_state) == []
+
+
+def test_masks_that_nobody_asks_about_do_not_matter(
+    reads: HostReads, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = pretend(monkeypatch)
+
+    def forward(self: Any, input_ids: Any, labels: Any, attention_mask: Any = None) -> Any:
+        hidden = self.body.embeddings(input_ids=input_ids)[:, 0]
+        return {"loss": torch.nn.functional.cross_entropy(self.head(hidden), labels)}
+
+    monkeypatch.setattr(Masking, "forward", forward)
+    options = {"gradient_accumulation_steps": 2, "num_train_epochs": 10}
+    mine = train(tmp_path / "a", True, (1, 2, 7, 8, 13), **options)
+    assert told.recordings == 1
+    plain = train(tmp_path / "b", True, (1, 2, 7, 8, 13), capture="off", **options)
     assert ts.diff(mine.train_state, plain.train_state) == []
 
 

@@ -6,7 +6,7 @@ such a process takes part in the update all the same, with the weight of what it
 """
 
 from collections.abc import Iterator
-from itertools import chain
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,6 +20,28 @@ from trainer.distributed.ranks import Ranks
 from trainer.evaluation.nested import batch_length
 
 _END: Any = object()
+
+
+@define(eq=False)
+class _Ahead:
+    """An epoch's batches; whether there is another one can be found out before it is taken."""
+
+    batches: Iterator[Any]
+    given: int = field(default=0, init=False)
+    _waiting: list[Any] = field(factory=list, init=False)
+
+    def more(self) -> bool:
+        if not self._waiting:
+            self._waiting.extend(islice(self.batches, 1))
+        return bool(self._waiting)
+
+    def __iter__(self) -> "_Ahead":
+        return self
+
+    def __next__(self) -> Any:
+        batch = self._waiting.pop() if self._waiting else next(self.batches)
+        self.given += 1
+        return batch
 
 
 @define(eq=False)
@@ -42,24 +64,41 @@ class Windows:
     in_tree: bool = False
     sizes: list[list[int]] = field(factory=list, init=False)
     _counts: bool | None = field(default=None, init=False)
+    _epoch: Iterator[Any] | None = field(default=None, init=False)
+    _ahead: "_Ahead" = field(init=False)
+    _read: list[list[int]] = field(factory=list, init=False)
+    _held: int = field(default=0, init=False)
 
     def __call__(self, batches: Iterator[Any]) -> tuple[list[Any], Any]:
         """Return the micro-batches of the next update, and what their loss is divided by.
 
-        ``get_batch_samples`` is asked only while there is a batch: overrides may count on it.
+        ``get_batch_samples`` is asked only while there is a batch, or while it holds some that it has not
+        returned: overrides may count on it.
+
+        Args:
+            batches: those of an epoch, the same iterator until its end.
         """
-        self.sizes = []
-        args = self.trainer.args
-        if self.ranks.many or self.in_tree:
-            batches = self._watched(batches)
-        if (first := next(batches, _END)) is _END:
+        if self._epoch is not batches:
+            self._begin(batches)
+        if not self._ahead.more() and self._held <= 0:
+            self._epoch = None
             return [], None
+        args, given = self.trainer.args, self._ahead.given
         window, items = self.trainer.get_batch_samples(
-            chain((first,), batches), args.gradient_accumulation_steps, args.device
+            self._ahead, args.gradient_accumulation_steps, args.device
         )
+        taken = self._ahead.given - given
+        self._held += taken - len(window)
+        self.sizes, self._read = self._read[:taken], self._read[taken:]
         if self.in_tree:
             window = [window[place] for place in tree_order(range(len(window)))]
         return window, items
+
+    def _begin(self, batches: Iterator[Any]) -> None:
+        self._epoch, self._held, self._read = batches, 0, []
+        if self.ranks.many or self.in_tree:
+            batches = self._watched(batches)
+        self._ahead = _Ahead(batches)
 
     def share_items(self, items: Tensor | int | None) -> Tensor | int | None:
         """Return the sum over the processes of what losses are divided by; waits for no device.
@@ -87,13 +126,12 @@ class Windows:
     def _watched(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Yield batches, None where only other processes have one, and note their sizes."""
         sampler = self._sampler()
-        first = self.trainer._run.batch
+        place = self.trainer._run.batch
         while True:
             batch = next(batches, _END)
             if sampler is not None or not self.ranks.many:
                 if batch is _END:
                     return
-                place = first + len(self.sizes)
                 sizes = [batch_length(batch)] if sampler is None else _planned(sampler, place)
             else:
                 some = 0 if batch is _END else 1
@@ -102,7 +140,8 @@ class Windows:
                 if not any(some for some, _ in told):
                     return
                 batch, sizes = (batch if some else None), [size for _, size in told]
-            self.sizes.append(sizes)
+            place += 1
+            self._read.append(sizes)
             yield batch
 
     def _sampler(self) -> GlobalBatchSampler | None:

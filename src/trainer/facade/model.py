@@ -13,12 +13,9 @@ from trainer import modeling
 from trainer.distributed import ddp, fsdp_plan
 from trainer.facade.base import TrainerBase
 from trainer.support import refuse_tensor_parallel
-from trainstep.compiling import Compiled
+from trainstep.compiling import OWN_GRAPHS, Compiled
 
 logger = logging.getLogger(__name__)
-
-# Modes of torch.compile that keep outputs in the memory of CUDA graphs.
-_OWN_GRAPHS = ("reduce-overhead", "max-autotune")
 
 
 def _tell_breaks(breaks: list[str]) -> None:
@@ -102,7 +99,7 @@ class ModelMixin(TrainerBase):
             model = ddp.wrap(model, args)
         if not args.torch_compile:
             return model
-        if not training and args.torch_compile_mode in _OWN_GRAPHS:
+        if not training and args.torch_compile_mode in OWN_GRAPHS:
             return model  # outputs that are kept would be overwritten by the next batch's
         if getattr(self._compiled, "_orig_mod", None) is not model:
             mode = args.torch_compile_mode

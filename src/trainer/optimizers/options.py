@@ -58,7 +58,8 @@ class Options:
 
     def kept(self, group: Group) -> dict[str, Any]:
         """Return what a checkpoint has to keep: the options that are others than built, and do count."""
-        return {name: now for name, now in self.changed(group).items() if name in self.live}
+        found = {name: now for name, now in self.changed(group).items() if name in self.live}
+        return {name: _numbers(now) for name, now in found.items()}
 
     def changed(self, group: Group) -> dict[str, Any]:
         """Return the options that are others than built."""
@@ -87,6 +88,11 @@ def _options(
     fixed = tuple(name for name in fixed if name in group)
     read = itemgetter(*live, *fixed)
     return Options(label, live, fixed, read, read(group))
+
+
+def _numbers(value: Any) -> Any:
+    """Return an option's value in Python's own numbers, which JSON holds."""
+    return [float(part) for part in value] if isinstance(value, tuple | list) else float(value)
 
 
 def _each(value: Any) -> tuple[Any, ...]:

@@ -18,16 +18,15 @@ class Unfrozen:
     """
 
     def __init__(self, model: Any, trained: Container[str]) -> None:
-        self._model, self._trained = modeling.unwrap(model), trained
-        self._told: set[str] = set()
+        named = modeling.unwrap(model).named_parameters()
+        self._frozen = {name: p for name, p in named if name not in trained}
 
     def look(self) -> None:
-        """Look at all parameters: at logs and epochs, since at every step it would cost too much."""
-        named = self._model.named_parameters()
-        found = [name for name, p in named if p.requires_grad and name not in self._trained]
-        new = [name for name in found if name not in self._told]
+        """Look at the parameters that are not trained; done at logs and epochs."""
+        new = [name for name, parameter in self._frozen.items() if parameter.requires_grad]
+        for name in new:
+            del self._frozen[name]
         if new:
-            self._told.update(new)
             logger.warning(
                 "Frozen when training began, trainable now, and not trained by this training: %s. Begin "
                 "with them unfrozen and freeze them in on_train_begin, or call train() again.",

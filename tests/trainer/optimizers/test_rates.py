@@ -1,8 +1,10 @@
 """Hyperparameters of an update, out of an optimizer object's groups."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -87,6 +89,18 @@ def test_a_scheduler_of_another_optimizer_moves_that_one(caplog: pytest.LogCaptu
         rates.restore(rates.state(), 1)
         assert rates.at(1) == {"lr": 1.0}
         assert "LambdaLR was built over another optimizer than the one that trains" in caplog.text
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), torch.tensor(0.5), 0.5])
+def test_what_is_saved_are_pythons_numbers(number: Any) -> None:
+    model = net()
+    optimizer = two_groups(model)
+    rates = rates_of(optimizer, model)
+    optimizer.param_groups[1].update(weight_decay=number, betas=(number, 0.5), lr=number)
+    written = json.loads(json.dumps(rates.written()))
+    assert written == [{}, {"betas": [0.5, 0.5], "weight_decay": 0.5, "lr": 0.5}]
+    rates.restore(None, 0, written)
+    assert optimizer.param_groups[1]["betas"] == (0.5, 0.5)
 
 
 class Writes(TrainerCallback):
