@@ -29,6 +29,7 @@ from trainer.checks import (
 from trainer.determinism import enable_full_determinism, set_seed
 from trainer.distributed import deepspeed_plan, fsdp_plan
 from trainer.facade.accelerator import AcceleratorMixin
+from trainer.facade.adoption import AdoptionMixin
 from trainer.facade.callbacks import CallbackMixin
 from trainer.facade.data import DataMixin
 from trainer.facade.evaluation import EvaluationMixin
@@ -43,12 +44,7 @@ from trainer.optimizers import Adopted
 from trainer.outputs import TrainOutput
 from trainer.preparation import prepare_model, token_counter
 from trainer.smoothing import make_smoother
-from trainer.support import (
-    own_arguments,
-    refuse_unsupported,
-    refuse_unused_hooks,
-    why_missing,
-)
+from trainer.support import own_arguments, refuse_unsupported, refuse_unused_hooks
 
 
 class Trainer(
@@ -56,6 +52,7 @@ class Trainer(
     AcceleratorMixin,
     LossMixin,
     OptimizerMixin,
+    AdoptionMixin,
     DataMixin,
     EvaluationMixin,
     OutputMixin,
@@ -254,12 +251,6 @@ class Trainer(
             finally:
                 if run is not None:
                     run.close()
-
-    def __getattr__(self, name: str) -> Any:
-        """Say why a method that the Hugging Face Trainer has is missing."""
-        if (reason := why_missing(name)) is not None:
-            raise AttributeError(f"{type(self).__name__}.{name}: {reason}", name=name, obj=self)
-        return self.__getattribute__(name)  # raises what it raised, also inside of a property
 
     @property
     def train_state(self) -> ts.TrainState:

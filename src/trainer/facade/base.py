@@ -1,7 +1,7 @@
 """What the mixins share: the attributes that ``Trainer.__init__`` sets."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from trainer.distributed.deepspeed_plan import Zero
 from trainer.memory import MemoryTracker
 from trainer.optimizers import Adopted, Rates
 from trainer.smoothing import LabelSmoother
+from trainer.support import why_missing
 from trainer.tokens import TokenCounter
 
 
@@ -66,6 +67,8 @@ class TrainerBase:
         kind = next(kind for kind in type(self).__mro__ if method in vars(kind))
         return kind.__module__.partition(".")[0] != "trainer"
 
-    if TYPE_CHECKING:  # methods of the other mixins
-
-        def __getattr__(self, name: str) -> Any: ...
+    def __getattr__(self, name: str) -> Any:  # for type checkers also the other mixins' methods
+        """Say why a method that the Hugging Face Trainer has is missing."""
+        if (reason := why_missing(name)) is not None:
+            raise AttributeError(f"{type(self).__name__}.{name}: {reason}", name=name, obj=self)
+        return self.__getattribute__(name)  # raises what it raised, also inside of a property
