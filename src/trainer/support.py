@@ -92,6 +92,8 @@ def why_missing(name: str) -> str | None:
     """Say why a public method of the Hugging Face Trainer is not there; None for any other name."""
     if name.startswith("_"):
         return None
+    if name == "create_model_card":
+        return "writing model cards is not available in this version. Leave the call out"
     if name in UPLOADING:
         return (
             "uploading to the Hub is not available in this version. Save with save_model(folder), and "
