@@ -71,10 +71,11 @@ class Changes:
         Raises:
             CaptureError: if they do not stay.
         """
-        before = self.circumstances.numbers()
+        look, before = self.circumstances.look(), self.circumstances.numbers()
         if not refused:
             yield
             self._moved = self.circumstances.moved(before)
+            self.circumstances.passed(look)
             self.take_in()
             return
         try:
@@ -87,6 +88,7 @@ class Changes:
         except BaseException:
             self.circumstances.put_back(before)
             raise
+        self.circumstances.passed(look)
         self.take_in()
 
     def _listened(self) -> bool:
@@ -95,10 +97,8 @@ class Changes:
     def take_in(self) -> None:
         """Take things as they are."""
         look = self.circumstances.look()
-        if (
-            self._last is None or look.sizes != self._last.sizes
-        ):  # there are other things to look at
-            self.circumstances.find()
+        if self._last is None or look.sizes != self._last.sizes:
+            self.circumstances.find()  # there are other things to look at
             look = self.circumstances.look()
         self._last = look
 

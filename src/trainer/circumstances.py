@@ -44,8 +44,9 @@ class Look:
 class Circumstances:
     """Looks at a model: the attributes of its modules and of their ``config``, hooks, frozen parameters.
 
-    Numbers, strings and flags are compared by value, everything else by being the same object. What lies
-    deeper, and what a loss function keeps for itself, is not seen.
+    Numbers, strings and flags are compared by value, everything else by being the same object, unless
+    the forward pass itself puts another one there. What lies deeper, and what a loss function keeps for
+    itself, is not seen.
 
     Attributes:
         model: the model.
@@ -56,6 +57,7 @@ class Circumstances:
     _paths: list[str] = field(factory=list, init=False)
     _sized: list[Sized] = field(factory=list, init=False)
     _parameters: list[Any] = field(factory=list, init=False)
+    _fleeting: set[tuple[int, str]] = field(factory=set, init=False)
 
     def __attrs_post_init__(self) -> None:
         self.find()
@@ -88,9 +90,12 @@ class Circumstances:
         """Name what differs between two looks, with no ``find`` between them; None if nothing does."""
         if before.same(after):
             return None
-        for path, old, new in zip(self._paths, before.values, after.values, strict=True):
+        found = zip(self._places, self._paths, before.values, after.values, strict=True)
+        for (holder, name), path, old, new in found:
+            if old is new or (id(holder), name) in self._fleeting:
+                continue
             kind = type(old)
-            if old is not new and (kind not in _PLAIN or type(new) is not kind or old != new):
+            if kind not in _PLAIN or type(new) is not kind or old != new:
                 return path
         names = [name for name, _ in self.model.named_parameters()]
         said = zip(names, before.trained, after.trained, before.hooks, after.hooks, strict=False)
@@ -100,6 +105,13 @@ class Circumstances:
         if before.sizes != after.sizes:
             return "its hooks, or which attributes its modules have"
         return None
+
+    def passed(self, before: Look) -> None:
+        """Note which objects a pass has put in the place of others since ``before``: those are its own."""
+        values = self.look().values
+        for (holder, name), old, new in zip(self._places, before.values, values, strict=True):
+            if old is not new and type(new) not in _PLAIN:
+                self._fleeting.add((id(holder), name))
 
     def numbers(self) -> list[Any]:
         """Return numbers, strings and flags, and the lengths of lists, for ``moved`` and ``put_back``."""

@@ -174,6 +174,12 @@ def test_what_is_kept_of_a_pass_is_no_change(told: Pretended, tmp_path: Path) ->
     assert told.recordings == 1
 
 
+def test_what_evaluations_keep_of_a_pass_is_no_change(told: Pretended, tmp_path: Path) -> None:
+    trainer = train(tmp_path, kind=Longest, eval_strategy="steps", eval_steps=2)
+    assert trainer.lowering == "eager, recorded in CUDA graphs"
+    assert told.recordings == 1
+
+
 def test_what_another_shape_changes_is_recorded_anew(
     told: Pretended, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

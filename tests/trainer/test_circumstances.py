@@ -67,6 +67,20 @@ def test_values_of_tensors_and_steps_of_training_are_no_changes() -> None:
     assert seen.difference(before, seen.look()) is None
 
 
+def test_what_a_pass_puts_in_place_is_its_own() -> None:
+    model = Model()
+    seen = Circumstances(model)
+    before = seen.look()
+    model.layers = [2]
+    seen.passed(before)
+    before = seen.look()
+    model.layers = [3]
+    assert seen.difference(before, seen.look()) is None
+    model.kl = 0.5  # a number never is
+    seen.passed(before)
+    assert seen.difference(before, seen.look()) == "kl"
+
+
 def test_numbers_that_moved_are_named_and_put_back() -> None:
     model = Model()
     seen = Circumstances(model)
