@@ -10,13 +10,13 @@ from trainer.best import keep_only as keep_only
 from trainer.best import mark_best
 from trainer.best import note_best as note_best
 from trainer.checkpoint import host_rng
+from trainer.choosing import find_checkpoint as find_checkpoint
 from trainer.distributed import agree, fsdp_plan
 from trainer.distributed.ranks import rows_of_rank
 from trainer.distributed.start import share_model
 from trainer.loop import Run
 from trainer.meter import Meter
 from trainer.resuming import changed_arguments as changed_arguments
-from trainer.resuming import find_checkpoint as find_checkpoint
 from trainer.resuming import restore as restore
 from trainer.support import refuse_bypassed_hooks
 

@@ -39,11 +39,11 @@ logger = logging.getLogger(__name__)
 
 def start(trainer: Any, found: Loaded | None, ignore_keys: list[str] | None) -> TrainOutput:
     """Train, with ``auto_find_batch_size`` in the largest batches that fit; see ``Trainer.train``."""
+    if trainer._zero is None:
+        trainer._renew_optimizer()
     if not trainer.args.auto_find_batch_size:
         trainer._train_batch_size = trainer.args.train_batch_size
         return train(trainer, found, ignore_keys)
-    if trainer._zero is None:
-        trainer._renew_optimizer()  # before it is remembered what attempts begin with
     first = trainer.args.train_batch_size
     if found is not None:  # what fitted before
         first = json.loads(found.trainer_state).get("train_batch_size") or first
@@ -173,7 +173,6 @@ def _begin(trainer: Any, plan: Plan) -> tuple[Any, ts.TrainState, Rates]:
         from trainer.distributed import deepspeed_engine
 
         return deepspeed_engine.begin(trainer, plan.max_steps)
-    trainer._renew_optimizer()
     trainer._create_missing(plan.max_steps)
     adopted = trainer._adopt_optimizer()
     named = modeling.unwrap(trainer.model).named_parameters

@@ -21,13 +21,11 @@ from trainer.checks import (
     check_arguments,
     check_batch_metrics,
     check_master_weights,
-    check_optimizers,
     check_trainable,
     prepare_folder,
     takes,
 )
 from trainer.determinism import enable_full_determinism, set_seed
-from trainer.distributed import deepspeed_plan, fsdp_plan
 from trainer.facade.accelerator import AcceleratorMixin
 from trainer.facade.adoption import AdoptionMixin
 from trainer.facade.callbacks import CallbackMixin
@@ -39,12 +37,11 @@ from trainer.facade.optimizers import OptimizerMixin
 from trainer.facade.output import OutputMixin
 from trainer.memory import MemoryTracker
 from trainer.modeling import WEIGHTS_NAME as SAFE_WEIGHTS_NAME
-from trainer.optimization import check_choices
 from trainer.optimizers import Adopted
 from trainer.outputs import TrainOutput
 from trainer.preparation import prepare_model, token_counter
 from trainer.smoothing import make_smoother
-from trainer.support import own_arguments, refuse_unsupported, refuse_unused_hooks
+from trainer.support import own_arguments
 
 
 class Trainer(
@@ -146,27 +143,6 @@ class Trainer(
         self.control = self.callback_handler.on_init_end(self.args, self.state, self.control)
         memory.stop()
 
-    def _plan_distribution(
-        self,
-        optimizers: tuple[torch.optim.Optimizer | None, Any],
-        cls_and_kwargs: tuple[Any, dict[str, Any]] | None,
-        model_init: Callable[[], nn.Module] | None,
-    ) -> None:
-        """Decide who holds and updates what, and refuse what would have no effect or cannot be."""
-        fsdp_plan.check(self.args, optimizers)
-        zero = self._zero = deepspeed_plan.plan(self.args, optimizers, cls_and_kwargs)
-        refuse_unsupported(self.args)
-        refuse_unused_hooks(self)
-        check_optimizers(optimizers, cls_and_kwargs, model_init)
-        own_optimizer, own_scheduler = optimizers[0] is None, optimizers[1] is None
-        check_choices(
-            self.args,
-            optimizer=own_optimizer
-            and cls_and_kwargs is None
-            and not (zero and zero.own_optimizer),
-            scheduler=own_scheduler and not (zero and zero.own_scheduler),
-        )
-
     def _forget_runs(self) -> None:
         """Begin with no run, and nothing counted."""
         self.current_flos = 0.0
@@ -244,10 +220,9 @@ class Trainer(
                 if run is not None:
                     self._train_state = run.state
                 self._sync_buffers()
+                # Gradients that were recorded would keep their graph's memory.
                 for parameter in self.model.parameters():
-                    parameter.grad = (
-                        None  # those that were recorded would keep their graph's memory
-                    )
+                    parameter.grad = None
             finally:
                 if run is not None:
                     run.close()

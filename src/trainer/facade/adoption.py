@@ -1,19 +1,47 @@
 """What the pure step has of optimizer and scheduler objects: made, renewed, adopted, for each training."""
 
 import logging
+from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch import nn
 
 import trainstep as ts
 from trainer import modeling
+from trainer.checks import check_optimizers
+from trainer.distributed import deepspeed_plan, fsdp_plan
 from trainer.facade.base import TrainerBase
+from trainer.optimization import check_choices
 from trainer.optimizers import Adopted, adopt, carried, refuse_scaling
+from trainer.support import refuse_unsupported, refuse_unused_hooks
 
 logger = logging.getLogger(__name__)
 
 
 class AdoptionMixin(TrainerBase):
     """The pure form of the optimizer object, and the state that goes with it."""
+
+    def _plan_distribution(
+        self,
+        optimizers: tuple[torch.optim.Optimizer | None, Any],
+        cls_and_kwargs: tuple[Any, dict[str, Any]] | None,
+        model_init: Callable[[], nn.Module] | None,
+    ) -> None:
+        """Decide who holds and updates what, and refuse what would have no effect or cannot be."""
+        fsdp_plan.check(self.args, optimizers)
+        zero = self._zero = deepspeed_plan.plan(self.args, optimizers, cls_and_kwargs)
+        refuse_unsupported(self.args)
+        refuse_unused_hooks(self)
+        check_optimizers(optimizers, cls_and_kwargs, model_init)
+        own_optimizer, own_scheduler = optimizers[0] is None, optimizers[1] is None
+        check_choices(
+            self.args,
+            optimizer=own_optimizer
+            and cls_and_kwargs is None
+            and not (zero and zero.own_optimizer),
+            scheduler=own_scheduler and not (zero and zero.own_scheduler),
+        )
 
     @property
     def _own_scheduler(self) -> bool:
