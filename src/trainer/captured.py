@@ -16,7 +16,7 @@ from trainer.host_reads import HostReads, facts
 from trainstep.captured import CapturedStep
 from trainstep.graphs import is_recording
 from trainstep.rng import SlotKey
-from trainstep.stages import Inputs, signature
+from trainstep.stages import Inputs, as_input, signature
 from trainstep.types import Buffers, Grads, Metrics
 
 logger = logging.getLogger(__name__)
@@ -85,7 +85,7 @@ class CapturedEngine:
         self._local.prepare()
         self._follow_changes()
         if self._graphs is not None:
-            batches = [self._placed(batch) for batch in batches]
+            batches = [as_input(batch) for batch in batches]
             self._grads = {}  # else those of an update without graph would live on through the next
             try:
                 total, shares, self._grads = self._graphs(
@@ -156,7 +156,7 @@ class CapturedEngine:
 
     def _follow_changes(self) -> None:
         if not self._over:
-            change = self._changes.found(self._graphs is not None and self._graphs.recorded)
+            change = self._changes.found(self._recorded)
             if change.final:
                 self.give_up(change.reason)
             elif change.reason:
@@ -164,6 +164,9 @@ class CapturedEngine:
                 self._begin()
         if self._over and self._graphs is not None:
             self._end()
+
+    def _recorded(self) -> bool:
+        return self._graphs is not None and self._graphs.recorded
 
     def _begin(self) -> None:
         self._local.drop()
@@ -178,19 +181,16 @@ class CapturedEngine:
         self._step.forget()
         torch.cuda.empty_cache()  # what graphs held is another size than what comes now
 
-    def _placed(self, batch: Any) -> Any:
-        return batch if type(batch) is dict else ts.tree.plain(batch)
-
     def _run(
         self, inputs: tuple[Any, Any, Any], window: int, key: Any
     ) -> tuple[Tensor | None, Tensor | None, Grads]:
         batches, items, known = inputs
-        which, reads = signature(inputs, []), None
-        if self._reads is not None and self._reads.asked is not False and known is not None:
-            reads = self._reads
+        reads = self._reads if known is not None else None
+        if reads is not None and reads.asked is False:
+            reads = None
         if is_recording():
             try:
-                with reads.recorded(which) if reads else nullcontext():
+                with reads.recorded(signature(inputs, [])) if reads else nullcontext():
                     return self._pass(batches, items, window, key)
             except BaseException:
                 self._local.keep_buffers(values=False)  # none that the failed recording has made
@@ -202,7 +202,7 @@ class CapturedEngine:
         try:
             with (
                 self._changes.made_by_the_model(refused=rehearsed),
-                reads.rehearsed(which) if reads and rehearsed else nullcontext(),
+                reads.rehearsed(signature(inputs, [])) if reads and rehearsed else nullcontext(),
             ):
                 return self._pass(batches, items, window, key)
         except BaseException:

@@ -21,6 +21,9 @@ class Change:
     final: bool = False
 
 
+NOTHING = Change()
+
+
 @define(eq=False)
 class Changes:
     """Tells what others, and the forward pass itself, have changed in a model.
@@ -40,23 +43,28 @@ class Changes:
     _moved: str | None = field(default=None, init=False)
     _when: list[int] = field(factory=list, init=False)
 
-    def found(self, recorded: bool) -> Change:
-        """Return what has changed since what is recorded was recorded, if anything is."""
+    def found(self, recorded: Callable[[], bool]) -> Change:
+        """Return what has changed since things were recorded.
+
+        Args:
+            recorded: whether anything is.
+        """
         self._updates += 1
         moved, self._moved = self._moved, None
-        if moved is not None and recorded:
+        if moved is not None and recorded():
             return self._judge(moved)
         if self.handler.interventions == self._seen:
-            return Change()
+            return NOTHING
         self._seen = self.handler.interventions
         look = self.circumstances.look()
         what = self._last and self.circumstances.difference(self._last, look)
-        if self._last is not None and what is None and not self._listened():
-            return Change()
+        listened = self.handler.listens("on_pre_optimizer_step")
+        if self._last is not None and what is None and not listened:
+            return NOTHING
         self.take_in()
         if reasons := "; ".join(self.against()):
             return Change(reasons, final=True)
-        return Change() if what is None else self._judge(what)
+        return NOTHING if what is None else self._judge(what)
 
     @contextmanager
     def made_by_the_model(self, refused: bool) -> Iterator[None]:
@@ -72,27 +80,20 @@ class Changes:
             CaptureError: if they do not stay.
         """
         look, before = self.circumstances.look(), self.circumstances.numbers()
-        if not refused:
-            yield
-            self._moved = self.circumstances.moved(before)
-            self.circumstances.passed(look)
-            self.take_in()
-            return
         try:
             yield
-            if (what := self.circumstances.moved(before)) is not None:
+            self._moved = self.circumstances.moved(before)
+            if refused and self._moved is not None:
                 raise ts.CaptureError(
-                    f"the forward pass changes {what} of the model in every step, which a recording would "
-                    "not do again"
+                    f"the forward pass changes {self._moved} of the model in every step, which a recording "
+                    "would not do again"
                 )
         except BaseException:
-            self.circumstances.put_back(before)
+            if refused:
+                self.circumstances.put_back(before)
             raise
         self.circumstances.passed(look)
         self.take_in()
-
-    def _listened(self) -> bool:
-        return bool(self.handler.listens("on_pre_optimizer_step"))
 
     def take_in(self) -> None:
         """Take things as they are."""

@@ -20,8 +20,9 @@ from trainstep.errors import CaptureError
 from trainstep.grads import accumulate
 from trainstep.homes import Packed, copy, fits, on_device, pack, settled, unpack
 from trainstep.losses import Loss
+from trainstep.optim.multi import is_rate
 from trainstep.parallel import DataParallel
-from trainstep.stages import Inputs, Stages
+from trainstep.stages import Inputs, Stages, as_input
 from trainstep.state import TrainState, consume, parts
 from trainstep.step import Step
 from trainstep.types import Grads, Hyper, Metrics
@@ -58,7 +59,7 @@ class CapturedStep:
         if device.type != "cuda":
             return (self.parallel or self.step)(state, batch)
         state = self.at_home(state)
-        batch = batch if type(batch) is dict else tree.plain(batch)
+        batch = as_input(batch)
         if self._gradients is None:
             if self.parallel is not None:
                 self.parallel.check_recordable()
@@ -151,7 +152,7 @@ class CapturedStep:
         """Return where the update of these tensors stands; None if it cannot be in a graph."""
         device = next(iter(state.params.values())).device
         # Kernels read rates from the device, other hyperparameters from the host.
-        rates_only = all(name == "lr" or name.endswith("/lr") for name in hyper)
+        rates_only = all(map(is_rate, hyper))
         if device.type != "cuda" or not grads or not self._recordable or not rates_only:
             return None
         first = next(iter(grads.values()))

@@ -11,10 +11,9 @@ import torch
 from attrs import define, field, frozen
 from torch import Tensor
 
-from trainstep import tree
 from trainstep.evaluate import EvalStep
 from trainstep.homes import on_device, pack, unpack
-from trainstep.stages import Inputs
+from trainstep.stages import Inputs, as_input
 from trainstep.state import TrainState
 from trainstep.types import Metrics
 
@@ -67,7 +66,7 @@ class CapturedEval:
         graphs = self._graphs
         if graphs is None or not self._reads(state):
             graphs = self._begin(state, device)
-        batch = batch if type(batch) is dict else tree.plain(batch)
+        batch = as_input(batch)
         packed = graphs(
             lambda inputs, key: pack(self.step.metrics(state, on_device(inputs, device), key)),
             batch,

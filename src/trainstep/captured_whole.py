@@ -4,12 +4,11 @@ from typing import Any
 
 from attrs import define
 
-from trainstep import tree
 from trainstep.captured import CapturedStep
 from trainstep.errors import CaptureError
 from trainstep.homes import on_device, pack, unpack
 from trainstep.rehearsal import DRAWN_ON_HOST
-from trainstep.stages import Inputs
+from trainstep.stages import Inputs, as_input
 from trainstep.state import TrainState, consume
 from trainstep.types import Metrics
 from trainstep.whole import WholeStep, check_rates
@@ -34,7 +33,7 @@ class CapturedWhole(CapturedStep):
         if self._gradients is None:
             self._gradients = Inputs(device, self.pool, self.limit)
         rates = self._place(hyper, device)
-        batch = batch if type(batch) is dict else tree.plain(batch)
+        batch = as_input(batch)
         packed = self._gradients(
             lambda inputs, key: pack(step.work(complete, on_device(inputs[0], device), rates, key)),
             (batch, tuple(hyper)),  # a recording reads the rates that there were, and no others

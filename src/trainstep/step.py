@@ -16,6 +16,7 @@ from trainstep.guards import Guard, finite, judge, require_finite, scale_, skip_
 from trainstep.initial import init
 from trainstep.losses import Loss, check_aux
 from trainstep.optim.base import Optimizer
+from trainstep.optim.multi import is_rate
 from trainstep.pending import Pending
 from trainstep.rng import Key
 from trainstep.scaling import DynamicScale
@@ -139,7 +140,10 @@ class Step:
         donate = self.in_place or (self.donates and self.optimizer.imperative)
         if self.optimizer.capturable and any(p.is_cuda for p in islice(params.values(), 1)):
             # A recorded kernel reads rates as float32 from the device; hence all of them do.
-            hyper = {n: _float32(v) if _is_rate(n, v) else v for n, v in hyper.items()}
+            hyper = {
+                n: _float32(v) if isinstance(v, float) and is_rate(n) else v
+                for n, v in hyper.items()
+            }
         if grads:
             return self.optimizer.apply(params, grads, opt_state, hyper, donate=donate)
         # Held by a transform, or refused. Copies, because a pure result shares nothing that moves.
@@ -211,10 +215,6 @@ class Step:
         if lr is not None:
             metrics["lr"] = torch.as_tensor(lr, dtype=torch.float64)
         return metrics | {name: extra / loss.weight for name, extra in loss.aux.items()}
-
-
-def _is_rate(name: str, value: Any) -> bool:
-    return isinstance(value, float) and (name == "lr" or name.endswith("/lr"))
 
 
 def _float32(value: float) -> float:

@@ -200,9 +200,8 @@ def test_what_another_shape_changes_is_recorded_anew(
     monkeypatch.setattr(type(trainer), "get_batch_samples", sizes)
     trainer.train()
     assert trainer.model.most == 4
-    assert (
-        told.recordings == 2
-    )  # of two samples: as they were first, and with what four have changed
+    # Of two samples: as they were first, and with what four have changed.
+    assert told.recordings == 2
     assert trainer.lowering == "eager, recorded in CUDA graphs"
 
 

@@ -1,5 +1,6 @@
 """Which batches are recorded, and what is said of those that are not."""
 
+from collections import UserDict
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor
 
 import trainstep as ts
 from support.recordings import Pretended, pretend
-from trainstep.stages import Inputs, Note
+from trainstep.stages import Inputs, Note, as_input
 
 
 @pytest.fixture
@@ -45,3 +46,11 @@ def test_numbers_that_change_are_named_rather_than_shapes(told: Pretended) -> No
 def test_kinds_of_batches_are_named(told: Pretended) -> None:
     with pytest.warns(UserWarning, match="of which it is red is of another kind than the 2"):
         go([{"x": torch.ones(2), "note": Note(f"it is {c}")} for c in ("blue", "green", "red")])
+
+
+def test_a_dict_goes_in_as_it_is_and_other_mappings_as_dicts() -> None:
+    batch = {"x": torch.ones(2)}
+    assert as_input(batch) is batch
+    found = as_input((UserDict(batch), None))
+    assert type(found[0]) is dict
+    assert found[0]["x"] is batch["x"]

@@ -65,7 +65,7 @@ class Windows:
     sizes: list[list[int]] = field(factory=list, init=False)
     _counts: bool | None = field(default=None, init=False)
     _epoch: Iterator[Any] | None = field(default=None, init=False)
-    _ahead: "_Ahead" = field(init=False)
+    _ahead: _Ahead = field(init=False)
     _read: list[list[int]] = field(factory=list, init=False)
     _held: int = field(default=0, init=False)
 

@@ -55,6 +55,11 @@ def shrink_(params: list[Tensor], lr: Size, weight_decay: Size) -> None:
         torch._foreach_mul_(params, 1 - lr * weight_decay)
 
 
+def is_rate(name: str) -> bool:
+    """Whether a hyperparameter is a learning rate, of all parameters or of a group."""
+    return name == "lr" or name.endswith("/lr")
+
+
 def numbers(hyper: Mapping[str, Any], *names: str) -> list[float]:
     """Return hyperparameters that only the host can use, as floats; reads those that are tensors."""
     return [float(hyper[name]) for name in names]
